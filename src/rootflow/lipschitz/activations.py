@@ -1,0 +1,130 @@
+r"""Activations with slope at most one, with the first two derivatives in closed form.
+
+Each is written as ``scale_out * phi(scale_in * a)`` so that both scales can be folded into the weights of
+the layers around it. A *paired* activation maps ``a`` to ``[phi(a + shift), phi(-a + shift)]`` and doubles the
+width; its bound holds for the joint Jacobian norm of the pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ACTIVATIONS", "Activation", "propagate"]
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _sin(a: Tensor) -> Triple:
+    h = torch.sin(a)
+    return h, torch.cos(a), -h
+
+
+def _swish(a: Tensor) -> Triple:
+    s = torch.sigmoid(a)
+    h = a * s
+    slope = s + h * (1 - s)
+    return h, slope, s * (1 - s) * (2 + a * (1 - 2 * s))
+
+
+def _tanh(a: Tensor) -> Triple:
+    h = torch.tanh(a)
+    slope = 1 - h * h
+    return h, slope, -2 * h * slope
+
+
+def _elu(a: Tensor) -> Triple:
+    e = torch.exp(a.clamp(max=0))
+    positive = a > 0
+    return torch.where(positive, a, e - 1), e, torch.where(positive, 0, e)
+
+
+def _pila(a: Tensor, k: float = 5.0) -> Triple:
+    t = a.clamp(max=0)
+    e = torch.exp(k * t)
+    h = torch.where(a > 0, a, (k * k * t * t / 2 - k * t + 1) * t * e)
+    slope = (((k * t + 1) * k * t / 2 - 1) * k * t + 1) * e
+    return h, slope, (k * t / 2 + 2) * k**3 * t * t * e
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One activation; ``derivatives(a)`` gives phi, phi' and phi'' at ``a``, each of its shape."""
+
+    name: str
+    derivatives: Callable[[Tensor], Triple]
+    value: Callable[[Tensor], Tensor]
+    scale_in: float = 1.0
+    scale_out: float = 1.0
+    paired: bool = False
+    shift: float = 0.0
+    learned_scale: bool = False  # scale_in is a parameter: a -> phi(beta a) / beta
+
+    @property
+    def widen(self) -> int:
+        """Width after the activation per unit before it."""
+        return 2 if self.paired else 1
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Phi of the pre-activation ``(..., width)``, without the two scales; ``a`` may be overwritten."""
+        if not self.paired:
+            return self.value(a)
+        return self.value(torch.cat([self.shift + a, self.shift - a], -1))
+
+
+_silu = torch.nn.functional.silu
+
+# Constants: largest slope of swish 1.0998; of the pair of swishes 1.1 * 1.004; of the pair of Pila 1.06.
+# Sources: sine, Lu et al. 2021; LipSwish, Chen et al. 2019 (arXiv:1906.02735); CLipSwish, Perugachi-Diaz
+# et al. 2021 (arXiv:2102.02694); Pila and CPila, Ahn et al. 2022.
+ACTIVATIONS = {
+    a.name: a
+    for a in (
+        Activation("sin", _sin, torch.sin, 2 * math.pi, 1 / (2 * math.pi)),
+        Activation("lipswish", _swish, _silu, 1.0, 1 / 1.1, learned_scale=True),
+        Activation("clipswish", _swish, _silu, 1.0, 1 / (1.1 * 1.004), paired=True, learned_scale=True),
+        Activation("cpila", _pila, lambda a: _pila(a)[0], 1.0, 1 / 1.06, paired=True, shift=-0.2),
+        Activation("tanh", _tanh, torch.tanh),
+        Activation("elu", _elu, torch.nn.functional.elu),
+    )
+}
+
+
+class _Propagate(torch.autograd.Function):
+    """phi(a) and phi'(a) * tangents in one pass, with a hand-written backward; differentiable again."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, tangents: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+        h, slope, curvature = activation.derivatives(a)
+        ctx.activation, ctx.cache = activation, (slope, curvature)
+        ctx.save_for_backward(a, tangents)
+        return h, slope * tangents
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        (a, tangents), (grad_h, grad_t) = ctx.saved_tensors, gradients
+        if torch.is_grad_enabled():  # a second derivative is wanted: recompute on the graph
+            slope, curvature = _on_graph(a, ctx.activation)
+        else:
+            slope, curvature = ctx.cache
+        grad_a = (grad_t * tangents).sum(0).mul(curvature) + grad_h * slope
+        return grad_a, (grad_t * slope if ctx.needs_input_grad[1] else None), None
+
+
+def _on_graph(a: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    _, slope, curvature = activation.derivatives(a)
+    return slope, curvature
+
+
+def propagate(a: Tensor, tangents: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
+    """Push a value ``(batch, width)`` and its tangents ``(d, batch, width)`` through phi."""
+    if activation.paired:
+        a = torch.cat([activation.shift + a, activation.shift - a], -1)
+        tangents = torch.cat([tangents, -tangents], -1)
+    h, t = _Propagate.apply(a, tangents, activation)  # type: ignore[no-untyped-call]
+    return h, t

@@ -1,0 +1,257 @@
+"""The report of a run: one HTML file that shows what was fitted, how well, and how far to trust it.
+
+The file stands alone (figures embedded, no script, no link) and depends on no clock, so equal runs
+give equal files. The words and the looks are in report.html beside this module.
+"""
+
+import base64
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rootflow import plots
+from rootflow.errors import DataError
+
+__all__ = ["Evidence", "draw", "render", "write_report"]
+
+Array = NDArray[np.floating[Any]]
+Json = Mapping[str, Any]
+LogProb = Callable[[NDArray[np.float64]], ArrayLike]
+DASH = "–"
+
+
+def _nothing() -> Array:
+    return np.zeros(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a fitted flow did with held-out rows; whatever was not measured stays empty.
+
+    ``columns``: d names. ``test`` (n, d), ``samples`` (m, d): in the units of the data. ``latent``
+    (n, d): of the test rows. ``round_trip_error`` (n,): from x to inverse(forward(x)), data units.
+    ``certificate`` (n,): bound on the distance to the exact latent. ``log_prob`` (n,): nats.
+    """
+
+    columns: Sequence[str] = ()
+    test: Array = field(default_factory=_nothing)
+    samples: Array = field(default_factory=_nothing)
+    latent: Array = field(default_factory=_nothing)
+    round_trip_error: Array = field(default_factory=_nothing)
+    certificate: Array = field(default_factory=_nothing)
+    log_prob: Array = field(default_factory=_nothing)
+
+    def __post_init__(self) -> None:
+        d = len(self.columns)
+        for name, table in (("test", self.test), ("samples", self.samples)):
+            if table.size and table.shape[1:] != (d,):
+                raise ValueError(f"Evidence: {name} has shape {table.shape}; give (rows, {d})")
+
+
+def write_report(
+    run_dir: str | Path, evidence: Evidence | None = None, *, log_prob_fn: LogProb | None = None
+) -> Path:
+    """Write report.html and figures/*.png into a run directory; returns the path of the page.
+
+    Reads config.json, result.json and metrics.jsonl there, each of which may be missing.
+    ``log_prob_fn`` maps (k, 2) rows to (k,) nats; it is used when the data has two columns.
+    Raises: DataError if ``run_dir`` is not a directory or one of the files is not JSON.
+    """
+    run_dir, evidence = Path(run_dir), evidence or Evidence()
+    if not run_dir.is_dir():
+        raise DataError(f"{run_dir} is not a run directory; give one that `rootflow fit` wrote")
+    config, result = _read(run_dir / "config.json"), _read(run_dir / "result.json")
+    figures = draw(evidence, _read_lines(run_dir / "metrics.jsonl"), log_prob_fn)
+    (run_dir / "figures").mkdir(exist_ok=True)
+    for name, image in figures.items():
+        _write(run_dir / "figures" / f"{name}.png", image)
+    page = run_dir / "report.html"
+    _write(page, render(config, result, figures, evidence).encode())
+    return page
+
+
+def draw(
+    evidence: Evidence, metrics: Sequence[Json] = (), log_prob_fn: LogProb | None = None
+) -> dict[str, bytes]:
+    """The figures for which there is something to show: name to PNG bytes."""
+    e, d, figures = evidence, len(evidence.columns), {}
+    if metrics:
+        figures["learning"] = plots.learning_curve(metrics)
+    if e.test.size or e.samples.size:
+        figures["marginals"] = plots.marginals(e.test, e.samples, e.columns)
+        if d == 2 and log_prob_fn is not None and e.test.size:
+            figures["density"] = plots.density_2d(
+                e.test, log_prob_fn, samples=e.samples, columns=e.columns
+            )
+        elif d > 1:
+            figures["pairs"] = plots.pairs(e.test, e.samples, e.columns)
+    if e.latent.size:
+        figures["latent"] = plots.latent(e.latent)
+    if e.round_trip_error.size or e.certificate.size:
+        figures["round_trip"] = plots.round_trip(e.round_trip_error, e.certificate)
+    return {name: plots.png(figure) for name, figure in figures.items()}
+
+
+def render(
+    config: Json, result: Json, figures: Mapping[str, bytes], evidence: Evidence | None = None
+) -> str:
+    """The page, from config.json, result.json and PNG bytes; what is missing shows as a dash."""
+    blocks = {name: base64.b64encode(image).decode() for name, image in figures.items()}
+    blocks["alerts"] = "".join(f"<li>{escape(line)}</li>" for line in _alerts(result))
+    blocks["unlikely"] = _unlikely(evidence or Evidence())
+    blocks = {name: block for name, block in blocks.items() if block}
+    template = files("rootflow").joinpath("report.html").read_text(encoding="utf-8")
+    template = re.sub(  # a section with nothing to show is dropped
+        r'<section id="(\w+)">.*?</section>\s*',
+        lambda found: found[0] if found[1] in blocks else "",
+        template,
+        flags=re.DOTALL,
+    )
+    words = {name: escape(text) for name, text in _words(config, result).items()}
+    return Template(template).substitute(words, **blocks)
+
+
+def _words(config: Json, result: Json) -> dict[str, str]:
+    """Every placeholder of the page that is plain text."""
+    data = str(result.get("data") or config.get("data", {}).get("source") or "data")
+    flow = str(result.get("flow") or config.get("flow", {}).get("name") or "flow")
+    log_prob, train = _known(result.get("test_log_prob")), _known(result.get("train_log_prob"))
+    extra = f"; training rows: {_signed(train, '.4f')}" if train is not None else ""
+    if log_prob is not None and result.get("features") == 2:
+        extra += f"; −log2 density: {_signed(-log_prob / math.log(2), '.4f')} bits per row"
+    converged = _known(result.get("converged_fraction"))
+    bounds = [b for b in map(_known, result.get("lipschitz") or []) if b is not None]
+    dequantised = [str(name) for name in result.get("dequantised") or []]
+    counts = ["n_train", "n_validation", "n_test", "parameters", "steps", "best_step"]
+    counts += ["skipped_steps", "torch_threads"]
+    texts = ["device", "version", "seed", "stopped"]
+    error = _known(result.get("inverse_error"))
+    return {
+        **{key: _count(result.get(key)) for key in counts},
+        **{key: DASH if result.get(key) is None else str(result[key]) for key in texts},
+        "title": f"{flow} on {data}",
+        "columns": _count(result.get("features")),
+        "log_prob": _with_error(log_prob, _known(result.get("test_log_prob_se"))),
+        "extra": extra,
+        "inverse_error": DASH if error is None else f"{error:.2g}",
+        # rounded down: 100 % means every row
+        "converged": DASH if converged is None else f"{math.floor(converged * 1e4) / 100:g} %",
+        "lipschitz": f"{min(bounds):.3g} to {max(bounds):.3g}" if bounds else DASH,
+        "networks": _count(len(bounds)),
+        "time": _duration(_known(result.get("seconds"))),
+        "n_dequantised": _count(len(dequantised)),
+        "dequantised": ", ".join(dequantised),
+        "command": _command(config, flow, str(config.get("data", {}).get("source") or data)),
+        "config": json.dumps(config, indent=2, ensure_ascii=False),
+    }
+
+
+def _alerts(result: Json) -> list[str]:
+    """What a reader must know before believing the headline."""
+    converged, best = _known(result.get("converged_fraction")), _known(result.get("best_step"))
+    bounds = [math.inf if _known(b) is None else b for b in result.get("lipschitz") or []]
+    late = best is not None and best >= 0.98 * (_known(result.get("steps")) or math.inf)
+    stopped, names = result.get("stopped"), ", ".join(map(str, result.get("dequantised") or []))
+    checks = {
+        "There is no held-out log-likelihood.": _known(result.get("test_log_prob")) is None,
+        "Some held-out rows missed the solver's tolerance: their density is not exact.": (
+            converged is not None and converged < 1
+        ),
+        "A Lipschitz bound is not below 1: the inverse is not certified.": any(
+            bound >= 1 for bound in bounds
+        ),
+        "Steps with a loss or gradient that is not finite were skipped.": result.get(
+            "skipped_steps"
+        ),
+        "Training was interrupted before its budget ended.": stopped == "interrupted",
+        "Validation still improved at the end: a longer fit may gain.": late
+        and stopped == "budget",
+        f"Noise of one gap was added to {names}: do not compare this log-likelihood with that of a "
+        "fit to the raw values.": names,
+    }
+    return [text for text, wrong in checks.items() if wrong]
+
+
+def _unlikely(evidence: Evidence, most_rows: int = 6, most_columns: int = 12) -> str:
+    """The test rows that the flow finds least likely, as rows of an HTML table."""
+    if not evidence.log_prob.size or len(evidence.log_prob) != len(evidence.test):
+        return ""
+    head = ["test row", "log-density (nats)", *evidence.columns[:most_columns]]
+    lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
+    for row in np.argsort(evidence.log_prob)[:most_rows]:
+        cells = [f"{row + 1:,}", _signed(float(evidence.log_prob[row]), ".4g")]
+        cells += [_signed(float(value), ".5g") for value in evidence.test[row, :most_columns]]
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
+    return "".join(f"<tr>{line}</tr>\n" for line in lines)
+
+
+def _command(config: Json, flow: str, data: str) -> str:
+    """The command recorded in the configuration, or else one put together from it."""
+    if isinstance(recorded := config.get("command"), str):
+        return recorded
+    words = ["rootflow", "fit", data, "--flow", flow]
+    settings = {**config.get("flow", {}).get("options", {}), **config.get("fit", {})}
+    for key, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        words += ["--set", f"{key}={text}"] if value is not None else []
+    return shlex.join(words)
+
+
+def _known(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _signed(value: float, form: str) -> str:
+    return format(value, form).replace("-", "−")
+
+
+def _count(value: Any) -> str:
+    return DASH if _known(value) is None else f"{int(value):,}"
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """Mean ± standard error in nats, to two digits of the error."""
+    if value is None:
+        return DASH
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 6) if error else 4
+    spread = "" if error is None else f" ± {error:.{digits}f}"
+    return f"{_signed(value, f'.{digits}f')}{spread} nats per row"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None or seconds < 60:
+        return DASH if seconds is None else f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); restore it or fit again") from error
+    return content
+
+
+def _read_lines(path: Path) -> list[Json]:
+    """The metrics; a killed fit may have left half a last line, which is passed over."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,7 @@
+"""Root finding, one verdict per sample, and its derivative."""
+
+from .adjoint import attach
+from .methods import METHODS, default_tolerance, find_root
+from .result import Problem, Solution
+
+__all__ = ["METHODS", "Problem", "Solution", "attach", "default_tolerance", "find_root"]

@@ -1,0 +1,198 @@
+r"""Root finding per sample: fixed point, Anderson, Broyden, Newton, with a common safeguard.
+
+All methods solve F(z) = 0 for each row of a batch on its own: a row stops when its own residual is small
+enough, and finished rows leave the batch. A proposed step is kept only if it shrinks the residual;
+otherwise the plain step z - F(z) is taken, which for z + g(z) = c with Lip(g) < 1 contracts. So every
+method converges whenever the fixed-point iteration is certified to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .adjoint import attach
+from .result import REACTIONS, Problem, Solution, choose
+
+__all__ = ["METHODS", "default_tolerance", "find_root"]
+
+
+class _Rule:
+    """How a method proposes its next step; rows of its memory can be dropped."""
+
+    def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
+        """Step to add to z, given the residual f there."""
+        return -f
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        """Take note of an accepted step and the change of the residual along it."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all but these rows."""
+
+
+class _Newton(_Rule):
+    """Newton's method with the exact Jacobian; quadratic, d + 1 evaluations' worth of work a step."""
+
+    def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
+        return -torch.linalg.solve(problem.jacobian_at(z), f.unsqueeze(-1)).squeeze(-1)
+
+
+class _Broyden(_Rule):
+    """Broyden's good method, started from the identity, as a product of rank-one corrections.
+
+    Source: Broyden 1965; limited-memory form as in Kelley, Iterative Methods, section 7.3.
+    """
+
+    def __init__(self) -> None:
+        self.left: list[Tensor] = []
+        self.right: list[Tensor] = []
+
+    def _apply(self, v: Tensor) -> Tensor:
+        for u, w in zip(self.left, self.right, strict=True):
+            v = torch.addcmul(v, u, (w * v).sum(-1, keepdim=True))
+        return v
+
+    def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
+        self.last = -self._apply(f)
+        return self.last
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        hy = self._apply(change)
+        denominator = (step * hy).sum(-1, keepdim=True)
+        safe = denominator.abs() > 1e-3 * (step * step).sum(-1, keepdim=True).clamp_min(1e-300)
+        u = torch.where(safe, (step - hy) / torch.where(safe, denominator, 1), 0)
+        # (I + u step^T) H is the updated inverse
+        self.left.append(u)
+        self.right.append(step)
+        if len(self.left) > 24:
+            del self.left[0], self.right[0]
+
+    def keep(self, rows: Tensor) -> None:
+        self.left = [u[rows] for u in self.left]
+        self.right = [w[rows] for w in self.right]
+
+
+class _Anderson(_Rule):
+    """Anderson's method of depth five (Walker and Ni 2011), least squares per row."""
+
+    depth = 5
+
+    def __init__(self) -> None:
+        self.steps: list[Tensor] = []
+        self.changes: list[Tensor] = []
+
+    def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
+        if not self.steps:
+            return -f
+        s, y = torch.stack(self.steps, -1), torch.stack(self.changes, -1)  # (batch, d, m)
+        scale = torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_min(torch.finfo(f.dtype).tiny)
+        s, y = s / scale, y / scale
+        gram = y.mT @ y
+        gram = gram + torch.finfo(f.dtype).eps * 10 * torch.eye(gram.shape[-1], dtype=f.dtype, device=f.device)
+        weights = torch.linalg.solve(gram, y.mT @ f.unsqueeze(-1))
+        return -f - ((s - y) @ weights).squeeze(-1)
+
+    def learn(self, step: Tensor, change: Tensor) -> None:
+        self.steps.append(step)
+        self.changes.append(change)
+        if len(self.steps) > min(self.depth, step.shape[-1]):
+            del self.steps[0], self.changes[0]
+
+    def keep(self, rows: Tensor) -> None:
+        self.steps = [s[rows] for s in self.steps]
+        self.changes = [y[rows] for y in self.changes]
+
+
+METHODS: dict[str, Callable[[int], _Rule]] = {
+    "fixed-point": lambda d: _Rule(),
+    "anderson": lambda d: _Anderson(),
+    "broyden": lambda d: _Broyden(),
+    "newton": lambda d: _Newton(),
+    "auto": lambda d: _Broyden() if d <= 64 else _Anderson(),
+}
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Residual, relative to 1 + |z|, that rounding lets every row reach: 16 machine epsilons."""
+    return 16 * torch.finfo(dtype).eps
+
+
+def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: int) -> Solution:
+    batch = z.shape[0]
+    value, residual = z.clone(), z.new_full((batch,), torch.inf)
+    steps = torch.zeros(batch, dtype=torch.long, device=z.device)
+    converged = torch.zeros(batch, dtype=torch.bool, device=z.device)
+    rows = torch.arange(batch, device=z.device)
+    f = problem(z)
+    norm = torch.linalg.vector_norm(f, dim=-1)
+    taken = 1
+    while True:
+        done = norm <= tol * (1 + torch.linalg.vector_norm(z, dim=-1))
+        finished = done | ~norm.isfinite()
+        if taken >= max_steps:
+            finished = torch.ones_like(finished)
+        count = int(finished.sum())
+        if count and (count == len(rows) or count >= len(rows) // 8):
+            at = rows[finished]
+            value[at], residual[at], converged[at], steps[at] = z[finished], norm[finished], done[finished], taken
+            if count == len(rows):
+                break
+            left = (~finished).nonzero().squeeze(-1)
+            rows, z, f, norm, problem = rows[left], z[left], f[left], norm[left], problem.rows(left)
+            rule.keep(left)
+        step = rule.propose(problem, z, f)
+        moved = z + step
+        f_new = problem(moved)
+        norm_new = torch.linalg.vector_norm(f_new, dim=-1)
+        taken += 1
+        worse = ~(norm_new < 0.99 * norm)
+        worse &= norm > tol * (1 + torch.linalg.vector_norm(z, dim=-1))
+        if bool(worse.any()):
+            bad = worse.nonzero().squeeze(-1)
+            step[bad] = -f[bad]
+            moved[bad] = z[bad] - f[bad]
+            f_new[bad] = problem.rows(bad)(moved[bad])
+            norm_new[bad] = torch.linalg.vector_norm(f_new[bad], dim=-1)
+            taken += 1
+        rule.learn(step, f_new - f)
+        z, f, norm = moved, f_new, norm_new
+    contraction = problem.contraction
+    bound = residual / (1 - contraction) if contraction is not None else residual * torch.nan
+    return Solution(value, residual, bound, steps, converged)
+
+
+def find_root(
+    problem: Problem | Callable[[Tensor], Tensor],
+    start: Tensor,
+    *,
+    method: str = "auto",
+    tol: float | None = None,
+    max_steps: int = 200,
+    on_failure: str = "raise",
+    adjoint: str = "implicit",
+) -> Solution:
+    """Solve ``problem(z) = 0`` for each row of ``start`` ``(batch, d)`` by itself.
+
+    A plain callable is a Problem without gradients to anything. A row has converged when its residual is at
+    most ``tol * (1 + |z|)`` (default: 16 machine epsilons). ``start`` gets no gradient: a root does not depend on where
+    the search began. ``adjoint``: "implicit" attaches the exact derivative of the root with respect to
+    ``problem.tensors``, differentiable again; "none" returns a constant.
+
+    Raises: NotConverged if a row missed ``tol`` and ``on_failure`` is "raise"; "warn" warns, "nan" puts NaN into those
+    rows. ``Solution.converged`` tells which. ValueError for an unknown name.
+    """
+    if not isinstance(problem, Problem):
+        problem = Problem(problem)
+    rule, react = choose(METHODS, method, "method"), choose(REACTIONS, on_failure, "on_failure")
+    tol = default_tolerance(start.dtype) if tol is None else tol
+    with torch.no_grad():
+        found = _iterate(problem.detach(), start.detach(), rule(start.shape[-1]), tol, max_steps)
+        if not bool(found.converged.all()):
+            found = react(found)
+    if adjoint == "none" or not torch.is_grad_enabled():
+        return found
+    return replace(found, value=attach(problem, found.value))

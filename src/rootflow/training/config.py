@@ -1,0 +1,35 @@
+"""The settings of a fit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["FitConfig"]
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class FitConfig(BaseModel):
+    """How to train; every field can be given as ``--set name=value`` on the command line.
+
+    The fit ends at the first of ``minutes`` and ``steps``. The learning rate warms up over the first
+    ``warmup`` of the budget and falls to zero along a cosine.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    minutes: Positive | None = None
+    steps: Annotated[int, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(gt=1)] = 512
+    lr: Positive = 5e-3
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Positive = 5.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    patience: Annotated[int, Field(gt=0)] = 20
+    validate_seconds: Positive = 10.0
+    validation_rows: Annotated[int, Field(gt=0)] = 10_000
+    whiten: bool = True
+    seed: int = 0

@@ -1,0 +1,310 @@
+"""The training loop: maximum likelihood on rows held in memory, within a budget, resumable."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, RootflowError
+from ..flow import Flow
+from ..transforms import Standardise
+from .checkpoint import read_state, write_state
+from .config import FitConfig
+
+__all__ = ["History", "evaluate", "fit"]
+
+Record = dict[str, Any]
+
+
+@dataclass
+class History:
+    """What happened: ``records`` as written to metrics.jsonl, and how it ended.
+
+    ``stopped`` is "budget", "early stopping" or "interrupted". ``best_log_prob`` is the validation mean in nats per
+    row, in data units, of the weights that the flow holds after the fit.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    best_step: int = 0
+    best_log_prob: float = -math.inf
+    stopped: str = "budget"
+
+
+class _Rows:
+    """Shuffled minibatches; the order depends on seed and epoch alone, so a resumed fit sees the same rows."""
+
+    def __init__(self, x: Tensor, context: Tensor | None, weight: Tensor | None, gaps: Tensor | None, config: FitConfig):
+        self.x, self.context, self.weight, self.gaps = x, context, weight, gaps
+        self.size = min(config.batch_size, len(x))
+        self.per_epoch = len(x) // self.size
+        self.seed, self.epoch = config.seed, -1
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        epoch, at = divmod(step, self.per_epoch)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+            self.order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+        rows = self.order[at * self.size : (at + 1) * self.size]
+        x = self.x[rows]
+        if self.gaps is not None:
+            noise = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + 1)
+            x = x + self.gaps * torch.rand(x.shape, generator=noise, dtype=x.dtype).to(x.device)
+        pick = lambda t: None if t is None else t[rows]  # noqa: E731
+        return x, pick(self.context), pick(self.weight)
+
+
+@torch.no_grad()
+def evaluate(
+    flow: Flow,
+    x: Tensor,
+    context: Tensor | None = None,
+    *,
+    weight: Tensor | None = None,
+    chunk: int = 2048,
+) -> tuple[float, float, Tensor]:
+    """Mean log-density over the rows of x, its standard error, both in nats per row, and every row's value."""
+    parts = [
+        flow.log_prob(x[k : k + chunk], None if context is None else context[k : k + chunk])
+        for k in range(0, len(x), chunk)
+    ]
+    values = torch.cat(parts).double()
+    w = torch.ones_like(values) if weight is None else weight.double()
+    w = w / w.sum()
+    mean = (w * values).sum()
+    error = ((w * (values - mean)) ** 2).sum().sqrt()
+    return float(mean), float(error), values
+
+
+def _check(x: Tensor, name: str, flow: Flow) -> None:
+    if x.dim() != 1 + len(flow.event) or tuple(x.shape[1:]) != flow.event:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; the flow wants (rows, {', '.join(map(str, flow.event))})")
+    bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise DataError(f"{name}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows); remove or impute them")
+
+
+class _Trainer:
+    """State of one fit and what a step does to it."""
+
+    def __init__(self, flow: Flow, rows: _Rows, config: FitConfig) -> None:
+        self.flow, self.rows, self.config = flow, rows, config
+        self.names = [n for n, p in flow.named_parameters() if p.requires_grad]
+        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.best = [p.detach().clone() for p in self.parameters]
+        self.optimiser = torch.optim.Adam(
+            self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        )
+        self.step, self.skipped, self.in_a_row, self.lr_factor = 0, 0, 0, 1.0
+
+    def learning_rate(self, progress: float) -> float:
+        c = self.config
+        if progress < c.warmup:
+            return self.lr_factor * c.lr * (progress + 1e-3) / (c.warmup + 1e-3)
+        along = (progress - c.warmup) / (1 - c.warmup)
+        return self.lr_factor * c.lr * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
+
+    def advance(self, progress: float) -> tuple[float, float, float]:
+        """One optimiser step; the mean objective, the gradient norm and the rate."""
+        x, context, weight = self.rows.batch(self.step)
+        rate = self.learning_rate(progress)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        log_prob = self.flow.log_prob(x, context)
+        loss = -log_prob.mean() if weight is None else -(weight * log_prob).sum() / weight.sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
+        self.step += 1
+        if math.isfinite(float(norm)) and math.isfinite(float(loss.detach())):
+            self.optimiser.step()
+            self.in_a_row = 0
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        else:
+            self._skip()
+        return float(loss.detach()), float(norm), rate
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row == 10:
+            self.lr_factor /= 2
+        if self.in_a_row >= 50:
+            raise RootflowError(
+                "50 training steps in a row gave a non-finite loss or gradient; "
+                "lower lr, or check the data for extreme values"
+            )
+
+    @torch.no_grad()
+    def put(self, values: list[Tensor]) -> list[Tensor]:
+        """Exchange the flow's parameters for ``values``; returns copies of the old ones."""
+        old = [p.detach().clone() for p in self.parameters]
+        for p, v in zip(self.parameters, values, strict=True):
+            p.copy_(v)
+        return old
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything a resumed fit needs, by name."""
+        out = {f"buffer.{k}": b for k, b in self.flow.named_buffers()}
+        groups = {"parameter": self.parameters, "average": self.average, "best": self.best}
+        for group, values in groups.items():
+            out |= {f"{group}.{n}": v for n, v in zip(self.names, values, strict=True)}
+        for n, p in zip(self.names, self.parameters, strict=True):
+            out |= {f"adam.{key}.{n}": v for key, v in self.optimiser.state.get(p, {}).items()}
+        return out
+
+    @torch.no_grad()
+    def restore(self, saved: dict[str, Tensor]) -> None:
+        """The way back from ``tensors``; raises CheckpointError-free KeyError only for a foreign state."""
+        for k, b in self.flow.named_buffers():
+            b.copy_(saved[f"buffer.{k}"])
+        for group, values in {"parameter": self.parameters, "average": self.average, "best": self.best}.items():
+            for n, v in zip(self.names, values, strict=True):
+                v.copy_(saved[f"{group}.{n}"])
+        for n, p in zip(self.names, self.parameters, strict=True):
+            state = {k: saved[f"adam.{k}.{n}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{n}" in saved}
+            if state:
+                self.optimiser.state[p] = state
+
+
+def fit(
+    flow: Flow,
+    train: Tensor,
+    validation: Tensor | None = None,
+    *,
+    config: FitConfig | None = None,
+    context: Tensor | None = None,
+    validation_context: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    gaps: Tensor | None = None,
+    checkpoint: Path | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> History:
+    """Train ``flow`` on the rows of ``train`` ``(n, *event)`` by maximum likelihood.
+
+    Standardises (or whitens) inside the flow first, keeps an exponential moving average of the weights,
+    validates it, and leaves the best validated average in the flow. ``gaps`` ``(features,)``: width of the
+    uniform noise added afresh to quantised columns. ``checkpoint``: a directory from which an unfinished fit
+    resumes and to which it saves; after a kill the same call ends with the weights of an undisturbed run (to the bit, for
+    a budget in steps and the same thread count). ``on_record`` sees every record of ``History.records``.
+
+    Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows, RootflowError if training diverges.
+    """
+    config = FitConfig(minutes=5) if config is None else config
+    if config.minutes is None and config.steps is None:
+        raise ValueError("config has no budget; give minutes or steps")
+    _check(train, "train", flow)
+    if validation is not None:
+        _check(validation, "validation", flow)
+        validation = validation[: config.validation_rows]
+        validation_context = None if validation_context is None else validation_context[: len(validation)]
+    for part in flow.modules():
+        if isinstance(part, Standardise) and not bool(part.known):
+            part.set(train, config.whiten)
+    trainer = _Trainer(flow, _Rows(train, context, sample_weight, gaps, config), config)
+    history = History()
+    spent, waited, since = 0.0, 0, 0.0
+    saved = read_state(checkpoint) if checkpoint is not None else None
+    if saved is not None:
+        tensors, facts = saved
+        trainer.restore(tensors)
+        trainer.step, trainer.skipped, trainer.in_a_row = facts["step"], facts["skipped"], facts["in_a_row"]
+        trainer.lr_factor, spent, waited = facts["lr_factor"], facts["seconds"], facts["waited"]
+        history.best_step, history.records = facts["best_step"], facts["records"]
+        history.best_log_prob = facts["best"] if facts["best"] is not None else -math.inf
+    noise = None
+    if validation is not None and gaps is not None:  # one fixed draw, so that validation curves are smooth
+        noise = torch.rand(validation.shape, generator=torch.Generator().manual_seed(config.seed), dtype=validation.dtype)
+        validation = validation + gaps * noise.to(validation.device)
+
+    begin = time.monotonic() - spent
+    losses: list[float] = []
+    flow.train()
+
+    def progress() -> float:
+        by_time = 0.0 if config.minutes is None else (time.monotonic() - begin) / (60 * config.minutes)
+        by_step = 0.0 if config.steps is None else trainer.step / config.steps
+        return max(by_time, by_step)
+
+    def record(entry: Record) -> None:
+        history.records.append(entry)
+        if on_record is not None:
+            on_record(entry)
+
+    def save() -> None:
+        if checkpoint is None:
+            return
+        best = history.best_log_prob if math.isfinite(history.best_log_prob) else None
+        facts = {
+            "step": trainer.step, "skipped": trainer.skipped, "in_a_row": trainer.in_a_row,
+            "lr_factor": trainer.lr_factor, "seconds": time.monotonic() - begin, "waited": waited,
+            "best_step": history.best_step, "best": best, "records": history.records,
+        }
+        write_state(checkpoint, trainer.tensors(), facts)
+
+    def validate() -> None:
+        nonlocal waited
+        seconds = time.monotonic() - begin
+        if validation is None:
+            trainer.best = [v.clone() for v in trainer.average]
+            history.best_step = trainer.step
+            return
+        own = trainer.put(trainer.average)
+        flow.eval()
+        mean, error, _ = evaluate(flow, validation, validation_context)
+        flow.train()
+        trainer.put(own)
+        if not math.isfinite(mean):
+            return
+        record({"kind": "validation", "step": trainer.step, "seconds": seconds, "log_prob": mean, "log_prob_se": error})
+        waited += 1
+        if mean > history.best_log_prob:
+            history.best_log_prob, history.best_step, waited = mean, trainer.step, 0
+            trainer.best = [v.clone() for v in trainer.average]
+
+    every = max(1, config.steps // 40) if config.minutes is None and config.steps is not None else None
+    while (done := progress()) < 1:
+        loss, norm, rate = trainer.advance(done)
+        losses.append(loss)
+        seconds = time.monotonic() - begin
+        due = trainer.step % every == 0 if every is not None else seconds - since > config.validate_seconds
+        if trainer.step == 1 or due:
+            since = seconds
+            mean = sum(losses) / len(losses)
+            record({
+                "kind": "train", "step": trainer.step, "seconds": seconds, "loss": mean if math.isfinite(mean) else None,
+                "lr": rate, "grad_norm": norm if math.isfinite(norm) else None, "skipped": trainer.skipped,
+            })
+            losses.clear()
+            if due:
+                validate()
+                save()
+        if waited >= config.patience:
+            history.stopped = "early stopping"
+            break
+        if should_stop is not None and should_stop():
+            history.stopped = "interrupted"
+            save()
+            break
+    if history.stopped == "budget":
+        validate()
+    if history.stopped != "interrupted":
+        save()
+    trainer.put(trainer.best if history.best_step else trainer.average)
+    flow.eval()
+    history.steps, history.skipped, history.seconds = trainer.step, trainer.skipped, time.monotonic() - begin
+    return history

@@ -1,0 +1,19 @@
+"""Invertible maps; forward is always data to latent."""
+
+from .actnorm import ActNorm
+from .base import Compose, Inverse, Transform
+from .implicit import ImplicitBlock, MonotoneBlock, ResidualBlock
+from .linear import LULinear
+from .preprocess import Standardise
+
+__all__ = [
+    "ActNorm",
+    "Compose",
+    "ImplicitBlock",
+    "Inverse",
+    "LULinear",
+    "MonotoneBlock",
+    "ResidualBlock",
+    "Standardise",
+    "Transform",
+]

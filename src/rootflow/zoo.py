@@ -1,0 +1,149 @@
+"""The registry: the one list of flows behind the command line, the tests, the benchmarks and the docs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import CheckpointError
+from .flow import Flow
+from .store import read_config
+from .transforms import (
+    ActNorm,
+    Compose,
+    ImplicitBlock,
+    LULinear,
+    MonotoneBlock,
+    ResidualBlock,
+    Standardise,
+    Transform,
+)
+
+__all__ = ["ZOO", "Entry", "flow", "flows", "load"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the library knows about one family: how to build it and how to describe it."""
+
+    name: str
+    summary: str
+    build: Callable[..., list[Transform]]
+    forward: str
+    inverse: str
+    log_det: str
+    source: str
+
+    def options(self) -> dict[str, Any]:
+        """Options of this flow and their defaults."""
+        parameters = inspect.signature(self.build).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _mixing(features: int, actnorm: bool, linear: str | None) -> list[Transform]:
+    if linear not in (None, "lu"):
+        raise ValueError(f"linear={linear!r} is unknown; choose 'lu' or None")
+    parts: list[Transform] = [ActNorm(features)] if actnorm else []
+    return [*parts, LULinear(features)] if linear and features > 1 else parts
+
+
+def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[Transform]]:
+    def build(
+        features: int,
+        context: int = 0,
+        *,
+        blocks: int = blocks,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "sin",
+        lipschitz: float = 0.97,
+        actnorm: bool = True,
+        linear: str | None = "lu",
+        solver: str = "auto",
+    ) -> list[Transform]:
+        if blocks < 1:
+            raise ValueError(f"blocks={blocks} must be at least 1")
+        options = {"activation": activation, "lipschitz": lipschitz, "context": context, "solver": solver}
+        chain: list[Transform] = []
+        for _ in range(blocks):
+            chain += _mixing(features, actnorm, linear)
+            chain.append(kind(features, hidden, **options))
+        return [*chain, *_mixing(features, actnorm, linear)]
+
+    return build
+
+
+ZOO = {
+    e.name: e
+    for e in (
+        Entry(
+            "implicit",
+            "x + g_x(x) = z + g_z(z): the widest class per block, two networks each",
+            _blocks(ImplicitBlock, 4),
+            "root find", "root find", "exact to 64 dimensions", "Lu et al. 2021, arXiv:2103.09527",
+        ),
+        Entry(
+            "residual",
+            "z = x + g(x): no solve to score, one to sample",
+            _blocks(ResidualBlock, 8),
+            "closed", "root find", "exact to 64 dimensions", "Chen et al. 2019, arXiv:1906.02735",
+        ),
+        Entry(
+            "monotone",
+            "Cayley form of a strongly monotone map: the slopes of an implicit block with one network",
+            _blocks(MonotoneBlock, 8),
+            "root find", "root find", "exact to 64 dimensions", "Ahn et al. 2022, NeurIPS",
+        ),
+    )
+}
+
+
+def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
+    """Build a flow by name.
+
+    ``features``: columns of the data; ``context``: width of what it is conditioned on. Options are those of
+    ``flows()``. Raises ValueError naming the valid names or options.
+    """
+    if name not in ZOO:
+        raise ValueError(f"flow={name!r} is unknown; choose one of {', '.join(ZOO)}")
+    entry = ZOO[name]
+    unknown = sorted(set(options) - set(entry.options()))
+    if unknown:
+        raise ValueError(
+            f"{name} has no option {unknown[0]!r}; its options are {', '.join(entry.options())}"
+        )
+    if features < 1 or context < 0:
+        raise ValueError(f"features={features}, context={context}: give at least one feature, no negative context")
+    chain = entry.build(features, context, **options)
+    recipe = {"name": name, "features": features, "context": context, "options": options}
+    return Flow(Compose([Standardise(features), *chain]), recipe=recipe)
+
+
+def flows() -> list[dict[str, Any]]:
+    """One description per registered flow: name, summary, cost of each direction, options, source."""
+    return [
+        {
+            "name": e.name, "summary": e.summary, "forward": e.forward, "inverse": e.inverse,
+            "log_det": e.log_det, "options": e.options(), "source": e.source,
+        }
+        for e in ZOO.values()
+    ]
+
+
+def load(directory: str | Path, device: str | torch.device | None = None) -> Flow:
+    """Read a flow that ``Flow.save`` or a fit wrote, strictly.
+
+    Raises CheckpointError for a missing, damaged, foreign or newer directory.
+    """
+    config = read_config(Path(directory))
+    recipe = config["flow"]
+    try:
+        built = flow(recipe["name"], recipe["features"], recipe.get("context", 0), **recipe.get("options", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory}: config.json does not describe a known flow: {error}") from None
+    built.restore(directory)
+    return built.to(device).eval()
