@@ -2,12 +2,15 @@ r"""Log-determinants of I + J with |J| < 1: exact, truncated with a bound, and u
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["exact"]
+from .lipschitz import LipschitzNet, Tape, Weights
+
+__all__ = ["exact", "inverse_and_log_det"]
 
 
 def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,63 +21,128 @@ def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
     """
     log_det = torch.zeros_like(a[0, 0])
     for k in range(a.shape[0]):
-        pivot = a[k, k].clone()
-        log_det += pivot.log()
+        inverse_pivot = a[k, k].reciprocal()
+        log_det -= inverse_pivot.log()
+        row = a[k] * inverse_pivot
+        row[k] = inverse_pivot
         column = a[:, k].clone()
         column[k] = 0
-        row = a[k] / pivot
-        row[k] = 1 / pivot
         a[:, k] = 0
-        a.sub_(column[:, None] * row[None])
+        a.addcmul_(column[:, None], row[None], value=-1)
         a[k] = row
     return a, log_det
 
 
-def _inverse_and_log_det(jac: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-    """Inverse ``[i, o, b]`` and log det of I + sign J, for ``jac`` laid out ``[i, b, o]``."""
-    d = jac.shape[0]
-    a = jac.permute(2, 0, 1) * sign
+def inverse_and_log_det(jac: Tensor, signs: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Inverses ``[sign, o, i, b]`` of (I + sign J)^T and log-determinants ``(sign, batch)``.
+
+    ``jac`` is laid out ``[b, i, o]``. Not differentiable.
+    """
+    batch, d, _ = jac.shape
+    j = jac.permute(2, 1, 0)
+    a = torch.stack([j * sign for sign in signs], -2)  # (o, i, sign, b)
     a.diagonal(dim1=0, dim2=1).add_(1)
+    a = a.flatten(2)
     if d == 1:
-        return 1 / a, a[0, 0].log()
-    if d == 2:
+        inverse, log_det = 1 / a, a[0, 0].log()
+    elif d == 2:
         (p, q), (r, s) = a
-        det = p * s - q * r
-        inverse = torch.stack([torch.stack([s, -q]), torch.stack([-r, p])]) / det
-        return inverse, det.log()
-    if d <= 16:
-        return _sweep(a.contiguous())
-    matrices = a.permute(2, 0, 1)
-    factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
-    diagonal = factors.diagonal(dim1=-2, dim2=-1)
-    eye = torch.eye(d, dtype=a.dtype, device=a.device).expand_as(matrices)
-    inverse = torch.linalg.lu_solve(factors, pivots, eye)
-    return inverse.permute(1, 2, 0), diagonal.abs().log().sum(-1)
+        det = torch.addcmul(p * s, q, r, value=-1)
+        inverse, log_det = torch.stack([s, -q, -r, p]).view(2, 2, -1) / det, det.log()
+    elif d <= 16:
+        inverse, log_det = _sweep(a)
+    else:
+        matrices = a.permute(2, 0, 1)
+        factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+        eye = torch.eye(d, dtype=a.dtype, device=a.device).expand_as(matrices)
+        inverse = torch.linalg.lu_solve(factors, pivots, eye).permute(1, 2, 0)
+        log_det = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    # inverse of (I + sign J) is [i, o]; its transpose is read with the axes exchanged
+    inverse = inverse.view(d, d, len(signs), batch).permute(2, 1, 0, 3)
+    return inverse, log_det.view(len(signs), batch)
 
 
 class _Exact(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, jac: Tensor, sign: int) -> tuple[Tensor, Tensor]:
-        inverse, log_det = _inverse_and_log_det(jac, sign)
-        ctx.sign, ctx.cache = sign, inverse
-        ctx.save_for_backward(jac)
-        ctx.mark_non_differentiable(inverse)
-        return log_det, inverse
+    """Explicit: y -> g(y), log det(I + sign J(y)). Implicit: c -> y with y + root g(y) = c, and the same at y."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (jac,), grad, inverse = ctx.saved_tensors, gradients[0], ctx.cache
-        if torch.is_grad_enabled():  # a second derivative is wanted: recompute on the graph
-            eye = torch.eye(jac.shape[0], dtype=jac.dtype, device=jac.device)
-            inverse = torch.linalg.inv(eye + ctx.sign * jac.permute(1, 2, 0)).permute(1, 2, 0)
-        return (inverse * (ctx.sign * grad)).permute(0, 2, 1), None
+    def forward(
+        ctx: Any, net: LipschitzNet, root: int, signs: tuple[int, ...], solution: Tensor | None, at: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        y = at if solution is None else solution
+        tape = Tape.record(y, Weights.rebuild(tensors), net.activation)
+        inverses, log_dets = inverse_and_log_det(tape.jacobian, signs)
+        out = tape.value if solution is None else y.clone()
+        ctx.net, ctx.root, ctx.signs, ctx.tape, ctx.inverses = net, root, signs, tape, inverses
+        ctx.implicit = solution is not None
+        ctx.save_for_backward(out if ctx.implicit else at, *tensors)
+        return out, log_dets
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_out, grad_logs = gradients
+        if torch.is_grad_enabled():
+            return None, None, None, None, *_exact_backward_on_graph(ctx, grad_out, grad_logs)
+        tape: Tape = ctx.tape
+        weighted = grad_logs * grad_logs.new_tensor(ctx.signs)[:, None]
+        # d log det(I + sJ) = tr((I + sJ)^-1 s dJ)
+        grad_jac = (ctx.inverses * weighted[:, None, None]).sum(0).permute(2, 1, 0)
+        slope_grads, matrix_grads = tape.pull_jacobian(grad_jac.contiguous())
+        if not ctx.implicit:
+            grad_at, pulled = tape.pull_value(grad_out, slope_grads)
+            return None, None, None, None, grad_at, *tape.pull_weights(grad_out, pulled, matrix_grads)
+        grad_y, pulled = tape.pull_value(None, slope_grads)
+        inverse = ctx.inverses[ctx.signs.index(ctx.root)]
+        u = (inverse * (grad_out + grad_y).t()[None]).sum(1).t()
+        down = u * -ctx.root
+        _, pulled_down = tape.pull_value(down, None)
+        both = [p.add_(q) for p, q in zip(pulled_down, pulled, strict=True)]
+        return None, None, None, None, u, *tape.pull_weights(down, both, matrix_grads)
 
 
-def exact(jac: Tensor, sign: int = 1) -> tuple[Tensor, Tensor]:
-    """``log det(I + sign J)`` ``(batch,)`` in nats and the inverse ``[i, o, b]`` of I + sign J, without gradient.
+def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> tuple[Tensor, ...]:
+    """The same gradients by differentiable operations, for a caller who will differentiate them again."""
+    at, *tensors = ctx.saved_tensors
+    # Aliases: gradients stop at them now, and flow through them to the originals the second time.
+    y, aliases = at.view_as(at), [t.view_as(t) for t in tensors]
+    tape = Tape.record(y, Weights.rebuild(aliases), ctx.net.activation)
+    eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
+    log_dets = torch.stack([torch.linalg.slogdet(eye + s * tape.jacobian)[1] for s in ctx.signs])
+    variables = [y, *aliases]
 
-    ``jac`` is laid out ``[i, b, o]`` = d g_o / d x_i of row b, as ``value_and_jacobian`` returns it.
-    Differentiable twice with respect to ``jac``.
+    def pull(outputs: Tensor, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+        found = torch.autograd.grad(outputs, inputs, gradient, create_graph=True, allow_unused=True)
+        return [torch.zeros_like(t) if f is None else f for f, t in zip(found, inputs, strict=True)]
+
+    grad_y, *grads = pull(log_dets, grad_logs, variables)
+    if not ctx.implicit:
+        more_y, *more = pull(tape.value, grad_out, variables)
+        return (grad_y + more_y, *(a + b for a, b in zip(grads, more, strict=True)))
+    matrix = eye + ctx.root * tape.jacobian  # [b, i, o], the transpose of dF/dy
+    u = torch.linalg.solve(matrix, (grad_out + grad_y).unsqueeze(-1)).squeeze(-1)
+    more = pull(tape.value, -ctx.root * u, aliases)
+    return (u, *(a + b for a, b in zip(grads, more, strict=True)))
+
+
+def exact(
+    net: LipschitzNet,
+    weights: Weights,
+    at: Tensor,
+    signs: Sequence[int],
+    *,
+    root: int = 1,
+    solve: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """g and log det(I + sign J) for each sign, from one exact Jacobian; ``(batch, d)`` and ``(sign, batch)``, nats.
+
+    Without ``solve``: at y = ``at``, returning g(y). With ``solve``, a function from c to the root y of
+    y + root g(y) = c: ``at`` is c, the first result is y, and its derivative is the implicit one, from the same Jacobian
+    (``root`` must then be among ``signs``). Differentiable twice, in ``at`` and in the weights. Work: 3 (d + 1)
+    evaluations of g for value and gradient; memory (d + 1) times that of one evaluation.
     """
-    log_det, inverse = _Exact.apply(jac, sign)  # type: ignore[no-untyped-call]
-    return log_det, inverse
+    solution = None
+    if solve is not None:
+        with torch.no_grad():
+            solution = solve(at.detach())
+    out, log_dets = _Exact.apply(net, root, tuple(signs), solution, at, *weights.tensors())  # type: ignore[no-untyped-call]
+    return out, log_dets

@@ -258,7 +258,7 @@ def _label(ax: Axes, title: str, x: str = "", y: str = "") -> None:
 def _legend(figure: Figure, shown: int, total: int) -> None:
     words = [("data", DATA), ("samples", FLOW)]
     words += [(f"first {shown} of {total} columns", "none")] * (shown < total)
-    where = "upper right" if figure.get_layout_engine() is None else "outside upper right"
+    where = "upper left" if figure.get_layout_engine() is None else "outside upper left"
     handles = [Patch(color=colour, label=word) for word, colour in words]
     options: dict[str, Any] = {"loc": where, "ncols": 3, "frameon": False, "fontsize": 8}
     figure.legend(handles=handles, **options)

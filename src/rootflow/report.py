@@ -188,7 +188,7 @@ def _unlikely(evidence: Evidence, most_rows: int = 6, most_columns: int = 12) ->
     """The test rows that the flow finds least likely, as rows of an HTML table."""
     if not evidence.log_prob.size or len(evidence.log_prob) != len(evidence.test):
         return ""
-    head = ["test row", "log-density (nats)", *evidence.columns[:most_columns]]
+    head = ["test row", "log-density", *evidence.columns[:most_columns]]
     lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
     for row in np.argsort(evidence.log_prob)[:most_rows]:
         cells = [f"{row + 1:,}", _signed(float(evidence.log_prob[row]), ".4g")]

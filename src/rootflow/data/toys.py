@@ -50,7 +50,7 @@ class Toy:
     draw: Callable[[Draws], Tensor]
     density: Callable[[Tensor], Tensor]
     true_entropy: float
-    chunk: int = 512  # rows per pass, so that intermediate tensors stay in cache
+    chunk: int = 128  # rows per pass, so that intermediate tensors stay in cache
 
     def sample(
         self, n: int, generator: torch.Generator, dtype: torch.dtype = torch.float32
@@ -110,7 +110,7 @@ def draw_checkerboard(draws: Draws) -> Tensor:
 def checkerboard_density(x: Tensor) -> Tensor:
     half = x / 2
     square = half.floor().clamp(-2, 1).sum(-1).remainder(2) == 0
-    on_line = ((half == half.floor()) & (half.abs() < 2)).any(-1)  # rounding may put a draw here
+    on_line = ((half == half.floor()) & (half.abs() < 2)).any(-1)  # where rounding may put a draw
     inside = (half.abs() <= 2).all(-1) & (square | on_line)
     return torch.where(inside, x.sum(-1) * 0 - math.log(32), -math.inf)
 
@@ -121,10 +121,6 @@ EIGHT, EIGHT_SD = 4 / 1.414 * vectors(EIGHTHS.cos(), EIGHTHS.sin()), 0.5 / 1.414
 
 def draw_8gaussians(draws: Draws) -> Tensor:
     return EIGHT.to(draws.pair.device)[draws.pick(8)] + EIGHT_SD * draws.normal_pair()
-
-
-def eight_density(x: Tensor) -> Tensor:
-    return blurred(x, EIGHT, torch.full((8,), 0.125, dtype=torch.float64), EIGHT_SD)
 
 
 def draw_swissroll(draws: Draws) -> Tensor:
@@ -147,25 +143,24 @@ def rings_density(x: Tensor, radii: tuple[float, ...], sd: float) -> Tensor:
     """A circle of radius R under Gaussian noise: exp(-(r^2 + R^2) / 2 sd^2) I0(r R / sd^2)."""
     distance = (x.square().sum(-1, keepdim=True) + 1e-300).sqrt()  # keeps its gradient at 0
     radius = x.new_tensor(radii)
-    bessel = torch.special.i0e(distance * radius / sd**2).log()
+    bessel: Tensor = torch.special.i0e(distance * radius / sd**2).log()
     logits = bessel - ((distance - radius) / sd).square() / 2
     return logits.logsumexp(-1) - math.log(2 * math.pi * sd**2 * len(radii))
 
 
-def moon(t: Tensor, second: Tensor) -> Tensor:
-    across = torch.where(second, 1 - t.cos(), t.cos())
-    up = torch.where(second, 0.5 - t.sin(), t.sin())
-    return vectors(2 * across - 1, 2 * up - 0.2)
+def moon(t: Tensor, side: Tensor) -> Tensor:
+    """The upper moon for side 1, for side -1 the same one turned half way round."""
+    return side.unsqueeze(-1) * vectors(2 * t.cos() - 1, 2 * t.sin() - 0.5) + t.new_tensor([0, 0.3])
 
 
 def draw_moons(draws: Draws) -> Tensor:
-    return moon(math.pi * draws.uniform(), draws.pick(2) == 1) + 0.2 * draws.normal_pair()
+    return moon(math.pi * draws.uniform(), 2 * draws.pick(2) - 1) + 0.2 * draws.normal_pair()
 
 
 def moons_density(x: Tensor) -> Tensor:
     t, weight = nodes(0.0, math.pi, 80)
-    second = torch.arange(2 * len(t)) >= len(t)
-    return blurred(x, moon(t.repeat(2), second), weight.repeat(2) / (2 * math.pi), 0.2)
+    both = torch.cat([moon(t, torch.ones_like(t)), moon(t, -torch.ones_like(t))])
+    return blurred(x, both, weight.repeat(2) / (2 * math.pi), 0.2)
 
 
 def draw_2spirals(draws: Draws) -> Tensor:
@@ -175,29 +170,27 @@ def draw_2spirals(draws: Draws) -> Tensor:
     return sign * arm / 3 + 0.1 * draws.normal_pair()
 
 
-def tail(deviation: Tensor) -> Tensor:
-    """Twice the Gaussian mass beyond; constant from 1e-143 on, short of slow subnormal numbers."""
-    beyond: Tensor = erfc((deviation * math.sqrt(0.5)).clamp(max=18.0))
-    return beyond
-
-
 def spirals_density(x: Tensor) -> Tensor:
     """Integrate over s the density of (a point of the arm + uniform box + Gaussian), both arms."""
     s, weight = (part.to(x.device) for part in nodes(0.0, 3 * math.pi, 320))
     mass = weight * s / (3 * math.pi) ** 2  # p(s) ds, half of it per arm
-    arms = torch.cat([x, -x])  # the second arm is the first one mirrored
-    sides = []
-    for point, centre in zip(arms.unbind(-1), (-s * s.cos(), s * s.sin()), strict=True):
-        offset = ((point.unsqueeze(-1) * 3 - (centre + 0.25)) / 0.3).abs()  # from a box's middle
-        sides.append((offset - 0.25 / 0.3, offset + 0.25 / 0.3))  # near and far, in noise units
-    boxes = [tail(near) - tail(far) for near, far in sides]
-    total = ((boxes[0] * boxes[1]) @ mass).view(2, -1).sum(0)  # box density 4 = tail's 2 squared
-    lost = total.detach() < 1e-120  # tail was cut short: add these rows up as logarithms
+    unit = 0.3 * math.sqrt(2)  # makes a Gaussian tail erfc / 2
+    total, sides = torch.ones_like(s), []
+    # The second arm is the first one mirrored; the density of a box is 4.
+    for point, centre in zip(torch.cat([x, -x]).T, (-s * s.cos(), s * s.sin()), strict=True):
+        offset = (point.unsqueeze(-1) * (3 / unit) - (centre + 0.25) / unit).abs()
+        near, far = offset - 0.25 / unit, offset + 0.25 / unit  # to the sides of the box
+        # erfc(18) is 1e-143: cut there, no product is a subnormal number, which would be slow.
+        total = total * (erfc(near.clamp(max=18.0)) - erfc(far.clamp(max=18.0)))
+        sides.append((near, far))
+    total = (total @ mass).view(2, -1).sum(0)
+    lost = total.detach() < 1e-120  # the cut may matter: add these rows up as logarithms
     value = torch.where(lost, 1.0, total).log()
     if lost.any():
         logs = mass.log() + math.log(4)
-        for near, far in sides:
-            high, low = (log_ndtr(-side.view(2, len(x), -1)[:, lost]) for side in (near, far))
+        for pair in sides:
+            parts = (side.view(2, len(x), -1)[:, lost] * -math.sqrt(2) for side in pair)
+            high, low = (log_ndtr(part) for part in parts)
             logs = logs + high + torch.log1p(-(low - high).exp())
         value = value.masked_scatter(lost, logs.logsumexp(-1).logsumexp(0))
     return value + math.log(9)
@@ -273,6 +266,9 @@ def pinwheel_density(x: Tensor) -> Tensor:
     return most + total.log() - math.log(5 * 4 * 2 * math.pi * 0.3 * 0.1)
 
 
+EIGHT_DENSITY = partial(blurred, centres=EIGHT, weights=EIGHTHS * 0 + 0.125, sd=EIGHT_SD)
+
+
 def rings(name: str, summary: str, radii: tuple[float, ...], sd: float, entropy: float) -> Toy:
     draw = partial(draw_rings, radii=radii, sd=sd)
     return Toy(name, summary, draw, partial(rings_density, radii=radii, sd=sd), entropy)
@@ -280,7 +276,7 @@ def rings(name: str, summary: str, radii: tuple[float, ...], sd: float, entropy:
 
 _ALL = (
     Toy("checkerboard", "8 of 16 squares", draw_checkerboard, checkerboard_density, math.log(32)),
-    Toy("8gaussians", "8 Gaussians on a circle", draw_8gaussians, eight_density, 2.831880),
+    Toy("8gaussians", "8 Gaussians on a circle", draw_8gaussians, EIGHT_DENSITY, 2.831880),
     Toy("swissroll", "one spiral band", draw_swissroll, swissroll_density, 2.669646),
     rings("circles", "two wide rings", (3.0, 1.5), 0.24, 3.268136),
     rings("rings", "four thin rings", (3.0, 2.25, 1.5, 0.75), 0.08, 2.623183),

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ACTIVATIONS", "Activation", "propagate"]
+__all__ = ["ACTIVATIONS", "Activation"]
 
 Triple = tuple[Tensor, Tensor, Tensor]
 
@@ -70,11 +69,24 @@ class Activation:
         """Width after the activation per unit before it."""
         return 2 if self.paired else 1
 
-    def __call__(self, a: Tensor) -> Tensor:
-        """Phi of the pre-activation ``(..., width)``, without the two scales; ``a`` may be overwritten."""
+    def spread(self, a: Tensor) -> Tensor:
+        """The arguments of phi: ``a`` itself, or the two of a pair along the last axis."""
+        return torch.cat([self.shift + a, self.shift - a], -1) if self.paired else a
+
+    def mirror(self, tangents: Tensor) -> Tensor:
+        """A tangent of ``a`` as the tangent of ``spread(a)``."""
+        return torch.cat([tangents, -tangents], -1) if self.paired else tangents
+
+    def fold(self, cotangents: Tensor) -> Tensor:
+        """Adjoint of ``mirror``: a gradient of ``spread(a)`` as the gradient of ``a``."""
         if not self.paired:
-            return self.value(a)
-        return self.value(torch.cat([self.shift + a, self.shift - a], -1))
+            return cotangents
+        first, second = cotangents.chunk(2, -1)
+        return first - second
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Phi of the pre-activation ``(..., width)``, without the two scales."""
+        return self.value(self.spread(a))
 
 
 _silu = torch.nn.functional.silu
@@ -93,38 +105,3 @@ ACTIVATIONS = {
         Activation("elu", _elu, torch.nn.functional.elu),
     )
 }
-
-
-class _Propagate(torch.autograd.Function):
-    """phi(a) and phi'(a) * tangents in one pass, with a hand-written backward; differentiable again."""
-
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, tangents: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-        h, slope, curvature = activation.derivatives(a)
-        ctx.activation, ctx.cache = activation, (slope, curvature)
-        ctx.save_for_backward(a, tangents)
-        return h, slope * tangents
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        (a, tangents), (grad_h, grad_t) = ctx.saved_tensors, gradients
-        if torch.is_grad_enabled():  # a second derivative is wanted: recompute on the graph
-            slope, curvature = _on_graph(a, ctx.activation)
-        else:
-            slope, curvature = ctx.cache
-        grad_a = (grad_t * tangents).sum(0).mul(curvature) + grad_h * slope
-        return grad_a, (grad_t * slope if ctx.needs_input_grad[1] else None), None
-
-
-def _on_graph(a: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    _, slope, curvature = activation.derivatives(a)
-    return slope, curvature
-
-
-def propagate(a: Tensor, tangents: Tensor, activation: Activation) -> tuple[Tensor, Tensor]:
-    """Push a value ``(batch, width)`` and its tangents ``(d, batch, width)`` through phi."""
-    if activation.paired:
-        a = torch.cat([activation.shift + a, activation.shift - a], -1)
-        tangents = torch.cat([tangents, -tangents], -1)
-    h, t = _Propagate.apply(a, tangents, activation)  # type: ignore[no-untyped-call]
-    return h, t

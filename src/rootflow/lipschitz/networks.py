@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .activations import ACTIVATIONS, propagate
+from .activations import ACTIVATIONS
 from .norms import norm_bound
+from .tape import Tape, Weights
 
 __all__ = ["LipschitzNet", "Weights"]
-
-
-class Weights(NamedTuple):
-    """What one call needs of a network: normalised matrices and biases, scales folded in.
-
-    ``biases[k]`` is ``(width,)``, or ``(batch, width)`` when the network has a context.
-    """
-
-    matrices: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors in one flat tuple; ``rebuild`` is the way back."""
-        return self.matrices + self.biases
-
-    @staticmethod
-    def rebuild(tensors: Sequence[Tensor]) -> Weights:
-        """Weights from the tuple that ``tensors`` gave."""
-        n = len(tensors) // 2
-        return Weights(tuple(tensors[:n]), tuple(tensors[n:]))
-
-    def rows(self, index: Tensor) -> Weights:
-        """The same network for a subset of the batch."""
-        return Weights(self.matrices, tuple(b[index] if b.dim() == 2 else b for b in self.biases))
-
-    def detach(self) -> Weights:
-        """The same numbers without their history."""
-        return Weights(*(tuple(t.detach() for t in part) for part in self))
 
 
 class LipschitzNet(nn.Module):
@@ -146,11 +118,6 @@ class LipschitzNet(nn.Module):
         return x
 
     def value_and_jacobian(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Evaluate g and its exact Jacobian, returned as ``[i, b, o]`` = d g_o / d x_i of row b."""
-        tangents = weights.matrices[0].t()[:, None, :].expand(-1, x.shape[0], -1)
-        a = torch.addmm(weights.biases[0], x, weights.matrices[0].t())
-        for w, b in zip(weights.matrices[1:], weights.biases[1:], strict=True):
-            h, tangents = propagate(a, tangents, self.activation)
-            a = torch.addmm(b, h, w.t())
-            tangents = tangents @ w.t()
-        return a, tangents
+        """Evaluate g and its exact Jacobian, laid out ``[b, i, o]`` = d g_o / d x_i; differentiable to any order."""
+        tape = Tape.record(x, weights, self.activation)
+        return tape.value, tape.jacobian

@@ -9,66 +9,67 @@ from torch import Tensor
 
 __all__ = ["norm_bound"]
 
+SMALL = 16  # up to this side an exact eigenvalue is cheaper than the iteration
 
-def _powers(w: Tensor, squarings: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Gram matrices G, G^2, G^4, ... of ``w``, each scaled to Frobenius norm one, and log |w| bound."""
+
+def _gram(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``w`` divided by its largest entry, that entry, and the smaller Gram matrix of the quotient."""
     size = w.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
     v = w / size
-    gram = v @ v.mT if w.shape[-2] <= w.shape[-1] else v.mT @ v
-    powers, log_norm = [], size.log()[..., 0, 0]
-    for k in range(squarings + 1):
-        norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
-        gram = gram / norm
-        powers.append(gram)
-        log_norm = log_norm + norm.log()[..., 0, 0] / 2 ** (k + 1)
-        if k < squarings:
-            gram = gram @ gram
-    return v, log_norm, powers
+    return v, size[..., 0, 0], v @ v.mT if w.shape[-2] <= w.shape[-1] else v.mT @ v
 
 
-def _direction(w: Tensor, v: Tensor, powers: list[Tensor]) -> Tensor:
-    """Gradient of the bound, apart from the bound itself: W G^(2p-1) / <W, W G^(2p-1)>."""
-    product = powers[0]
-    for power in powers[1:]:
-        product = product @ power
-        product = product / torch.linalg.matrix_norm(product, keepdim=True).clamp_min(1e-30)
-    along = product @ v if w.shape[-2] <= w.shape[-1] else v @ product
-    return along / (along * w).sum((-2, -1), keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
+def _bound(w: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
+    """The bound and its gradient; plain differentiable operations."""
+    tiny = torch.finfo(w.dtype).tiny
+    v, size, gram = _gram(w)
+    if gram.shape[-1] <= SMALL:
+        values, vectors = torch.linalg.eigh(gram.double())
+        bound = values[..., -1].clamp_min(0).sqrt().to(w.dtype)
+        power = (vectors[..., :, -1:] * vectors[..., None, :, -1]).to(w.dtype)
+    else:
+        norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(tiny)
+        start = power = gram / norm
+        log_norm = total = norm.log()
+        for _ in range(squarings):  # power is G^(2^k) up to the factor exp(total)
+            power = power @ power
+            norm = torch.linalg.matrix_norm(power, keepdim=True).clamp_min(tiny)
+            power = power / norm
+            total = 2 * total + norm.log()
+        trace = (start * power).sum((-2, -1)).clamp_min(tiny)
+        bound = ((trace.log() + (log_norm + total)[..., 0, 0]) / (2 * (2**squarings + 1))).exp()
+    along = power @ v if w.shape[-2] <= w.shape[-1] else v @ power
+    along = along / (along * v).sum((-2, -1), keepdim=True).clamp_min(tiny)
+    return bound * size, along * bound[..., None, None]
 
 
 class _NormBound(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, w: Tensor, squarings: int) -> Tensor:
-        v, log_norm, powers = _powers(w, squarings)
-        bound = log_norm.exp()
+        bound, ctx.gradient = _bound(w, squarings)
         ctx.squarings = squarings
-        ctx.cache = _direction(w, v, powers) if ctx.needs_input_grad[0] else None
-        ctx.save_for_backward(w, bound)
+        ctx.save_for_backward(w)
         return bound
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        w, bound = ctx.saved_tensors
-        direction = ctx.cache
-        if torch.is_grad_enabled():  # a second derivative is wanted: recompute on the graph
-            v, _, powers = _powers(w, ctx.squarings)
-            direction = _direction(w, v, powers)
-        return (gradients[0] * bound)[..., None, None] * direction, None
+        (w,) = ctx.saved_tensors
+        # when a second derivative is wanted, recompute on the graph
+        gradient = _bound(w, ctx.squarings)[1] if torch.is_grad_enabled() else ctx.gradient
+        return gradients[0][..., None, None] * gradient, None
 
 
-def norm_bound(w: Tensor, squarings: int | None = None) -> Tensor:
+def norm_bound(w: Tensor, squarings: int = 7) -> Tensor:
     r"""Upper bound on the largest singular value of each matrix.
 
-    Gram iteration (Delattre et al. 2023, arXiv:2305.16173): with :math:`G = W^\top W` and
-    :math:`p = 2^t`, :math:`\sigma(W) \le \lVert G^p \rVert_F^{1/2p}`; the excess is at most a factor
-    :math:`r^{1/4p}` for rank r. The result is raised by a bound on the rounding error of the products, so that
-    it is never below the exact norm of the matrix as stored.
+    Gram iteration (after Delattre et al. 2023, arXiv:2305.16173): with :math:`G = W^\top W` and
+    :math:`p = 2^t + 1`, :math:`\sigma(W) \le (\mathrm{tr}\, G^p)^{1/2p}` after t squarings, too large by at most a factor
+    :math:`r^{1/2p}` for rank r (1.9 % for r = 128 and t = 7; 0.1 to 0.4 % is usual). The trace form gives the exact
+    gradient with one further product. Where the smaller side is at most 16 the largest eigenvalue of G is computed
+    in float64 instead. The result is raised by a bound on the rounding error, so that it is never below
+    the norm of the matrix as stored.
 
-    Shapes: ``w`` ``(..., m, n)``, result ``(...)``. ``squarings`` t: by default 10 where the
-    smaller side is at most 16 and 6 above. Differentiable twice; exact gradient of the bound.
+    Shapes: ``w`` ``(..., m, n)``, result ``(...)``, in the units of ``w``. Differentiable twice.
     """
-    small = min(w.shape[-2:])
-    if squarings is None:
-        squarings = 10 if small <= 16 else 6
     bound: Tensor = _NormBound.apply(w, squarings)  # type: ignore[no-untyped-call]
     return bound * (1 + 4 * (max(w.shape[-2:]) + squarings) * torch.finfo(w.dtype).eps)

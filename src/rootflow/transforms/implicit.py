@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .. import logdet as logdets
-from ..lipschitz.networks import LipschitzNet, Weights
-from ..solvers import Problem, attach, find_root
+from ..lipschitz import LipschitzNet, Weights
+from ..solvers import Problem, find_root
 from .base import Transform
 
 __all__ = ["ImplicitBlock", "MonotoneBlock", "ResidualBlock"]
@@ -56,34 +56,31 @@ class _RootBlock(Transform):
         assert isinstance(net, LipschitzNet)
         return net
 
-    def _solve(self, net: LipschitzNet, weights: Weights, sign: int, c: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """Root of y + sign g(y) = c, attached to its derivative; the dictionary awaits a shared solve."""
+    def _explicit(self, net: LipschitzNet, weights: Weights, y: Tensor, *signs: int) -> tuple[Tensor, Tensor]:
+        """g(y) and log det(I + sign J(y)) for each sign."""
+        return logdets.exact(net, weights, y, signs)
+
+    def _implicit(
+        self, net: LipschitzNet, weights: Weights, c: Tensor, root: int, *signs: int
+    ) -> tuple[Tensor, Tensor]:
+        """Root y of y + root g(y) = c, and log det(I + sign J(y)) for each sign."""
+        frozen = weights.detach()
 
         def residual(y: Tensor, c: Tensor, *tensors: Tensor) -> Tensor:
-            return y + sign * net.value(y, Weights.rebuild(tensors)) - c
+            return torch.add(y - c, net.value(y, Weights.rebuild(tensors)), alpha=root)
 
         def jacobian(y: Tensor, c: Tensor, *tensors: Tensor) -> Tensor:
-            jac = net.value_and_jacobian(y, Weights.rebuild(tensors))[1].permute(1, 2, 0)
-            return torch.eye(y.shape[-1], dtype=y.dtype, device=y.device) + sign * jac
+            jac = net.value_and_jacobian(y, Weights.rebuild(tensors))[1].mT
+            return torch.eye(y.shape[-1], dtype=y.dtype, device=y.device) + root * jac
 
-        tensors = (c, *weights.tensors())
-        per_row = frozenset(k for k, t in enumerate(tensors) if k == 0 or (t.dim() == 2 and k > len(weights.matrices)))
-        problem = Problem(residual, tensors, per_row, net.lipschitz, jacobian)
-        found = find_root(problem, c, method=self.solver, adjoint="none")
-        shared: dict[str, Any] = {}
-        return attach(problem, found.value, shared) if torch.is_grad_enabled() else found.value, shared
+        def solve(c: Tensor) -> Tensor:
+            tensors = (c, *frozen.tensors())
+            first_bias = 1 + len(frozen.matrices)
+            per_row = {0, *(k for k in range(first_bias, len(tensors)) if tensors[k].dim() == 2)}
+            problem = Problem(residual, tensors, frozenset(per_row), net.lipschitz, jacobian)
+            return find_root(problem, c, method=self.solver, adjoint="none").value
 
-    def _log_det(
-        self, net: LipschitzNet, weights: Weights, y: Tensor, *signs: int
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """g(y), log det(I + sign J(y)) for each sign, and the inverses."""
-        g, jac = net.value_and_jacobian(y, weights)
-        pairs = [logdets.exact(jac, sign) for sign in signs]
-        return g, [p[0] for p in pairs], [p[1] for p in pairs]
-
-
-def _transposed(inverse: Tensor) -> Any:
-    return lambda v: torch.einsum("iob,bi->bo", inverse, v)
+        return logdets.exact(net, weights, c, signs, root=root, solve=solve)
 
 
 class ResidualBlock(_RootBlock):
@@ -91,16 +88,13 @@ class ResidualBlock(_RootBlock):
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         net = self._net(0)
-        g, (log_det,), _ = self._log_det(net, net.prepare(context), x, 1)
-        return x + g, log_det
+        g, log_dets = self._explicit(net, net.prepare(context), x, 1)
+        return x + g, log_dets[0]
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         net = self._net(0)
-        weights = net.prepare(context)
-        x, shared = self._solve(net, weights, 1, z)
-        _, (log_det,), (inverse,) = self._log_det(net, weights, x, 1)
-        shared["solve"] = _transposed(inverse)
-        return x, -log_det
+        x, log_dets = self._implicit(net, net.prepare(context), z, 1, 1)
+        return x, -log_dets[0]
 
 
 class ImplicitBlock(_RootBlock):
@@ -119,12 +113,9 @@ class ImplicitBlock(_RootBlock):
 
     def _map(self, x: Tensor, context: Tensor | None, near: int, far: int) -> tuple[Tensor, Tensor]:
         here, there = self._net(near), self._net(far)
-        g, (log_det,), _ = self._log_det(here, here.prepare(context), x, 1)
-        weights = there.prepare(context)
-        z, shared = self._solve(there, weights, 1, x + g)
-        _, (log_det_z,), (inverse,) = self._log_det(there, weights, z, 1)
-        shared["solve"] = _transposed(inverse)
-        return z, log_det - log_det_z
+        g, gain = self._explicit(here, here.prepare(context), x, 1)
+        z, loss = self._implicit(there, there.prepare(context), x + g, 1, 1)
+        return z, gain[0] - loss[0]
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, 0, 1)
@@ -138,11 +129,8 @@ class MonotoneBlock(_RootBlock):
 
     def _map(self, x: Tensor, context: Tensor | None, sign: int) -> tuple[Tensor, Tensor]:
         net = self._net(0)
-        weights = net.prepare(context)
-        w, shared = self._solve(net, weights, sign, SQRT2 * x)
-        _, (top, bottom), (_, inverse) = self._log_det(net, weights, w, -sign, sign)
-        shared["solve"] = _transposed(inverse)
-        return SQRT2 * w - x, top - bottom
+        w, log_dets = self._implicit(net, net.prepare(context), SQRT2 * x, sign, -sign, sign)
+        return SQRT2 * w - x, log_dets[0] - log_dets[1]
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, 1)

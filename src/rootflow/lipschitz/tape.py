@@ -1,0 +1,145 @@
+r"""Value, exact Jacobian and both gradients of a dense network, with every intermediate computed once.
+
+With pre-activations a_k, slopes s_k = phi'(a_k) and tangents propagated from the input, the Jacobian is
+W_n S_{n-1} W_{n-1} ... S_0 W_0. The first product needs no tangent array at all: U_1 = s_0 V with the small
+matrix V[h, (i, j)] = W_0[h, i] W_1[j, h]. The gradient runs back through the same arrays; forward and backward
+together cost 3 (d + 1) evaluations' worth of arithmetic, the least that reverse mode can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .activations import Activation
+
+__all__ = ["Tape", "Weights"]
+
+
+class Weights(NamedTuple):
+    """What one call needs of a network: normalised matrices and biases, scales folded in.
+
+    ``biases[k]`` is ``(width,)``, or ``(batch, width)`` when the network has a context.
+    """
+
+    matrices: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors in one flat tuple; ``rebuild`` is the way back."""
+        return self.matrices + self.biases
+
+    @staticmethod
+    def rebuild(tensors: Sequence[Tensor]) -> Weights:
+        """Weights from the tuple that ``tensors`` gave."""
+        n = len(tensors) // 2
+        return Weights(tuple(tensors[:n]), tuple(tensors[n:]))
+
+    def rows(self, index: Tensor) -> Weights:
+        """The same network for a subset of the batch."""
+        return Weights(self.matrices, tuple(b[index] if b.dim() == 2 else b for b in self.biases))
+
+    def detach(self) -> Weights:
+        """The same numbers without their history."""
+        return Weights(*(tuple(t.detach() for t in part) for part in self))
+
+
+
+@dataclass
+class Tape:
+    """One evaluation of a network, kept for its gradients. Plain tensor operations throughout."""
+
+    activation: Activation
+    weights: Weights
+    inputs: list[Tensor]  # of every layer: x, h_0, h_1, ...
+    slopes: list[Tensor]
+    curvatures: list[Tensor]
+    pre: list[Tensor]  # U_k, tangents before layer k's activation, k >= 1, (batch, d, width)
+    post: list[Tensor]  # T_k = s_k U_k
+    first: Tensor  # W_0 as the activation sees it, (width, d)
+    mixed: Tensor  # V, (width, d * next width)
+    value: Tensor
+    jacobian: Tensor  # [b, i, o]
+
+    @staticmethod
+    def record(x: Tensor, weights: Weights, activation: Activation) -> Tape:
+        """Evaluate at x ``(batch, d)``."""
+        matrices, biases = weights
+        d, hidden = x.shape[-1], len(matrices) - 1
+        first = activation.mirror(matrices[0].t()).t()
+        mixed = (first[:, :, None] * matrices[1].t()[:, None, :]).flatten(1)
+        inputs, slopes, curvatures, pre, post = [x], [], [], [], []
+        tangents = x
+        for k in range(hidden):
+            a = activation.spread(torch.addmm(biases[k], inputs[-1], matrices[k].t()))
+            h, s, c = activation.derivatives(a)
+            if k:
+                pre.append(activation.mirror(tangents))
+                tangents = s[:, None] * pre[-1]
+                post.append(tangents)
+                tangents = tangents @ matrices[k + 1].t()
+            else:
+                tangents = (s @ mixed).view(x.shape[0], d, -1)
+            inputs.append(h)
+            slopes.append(s)
+            curvatures.append(c)
+        value = torch.addmm(biases[-1], inputs[-1], matrices[-1].t())
+        return Tape(activation, weights, inputs, slopes, curvatures, pre, post, first, mixed, value, tangents)
+
+    def pull_jacobian(self, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """From a gradient of the Jacobian ``[b, i, o]``: gradients of the slopes and of the matrices (so far)."""
+        matrices = self.weights.matrices
+        hidden = len(self.slopes)
+        slope_grads: list[Tensor] = [grad] * hidden
+        matrix_grads: list[Tensor] = [grad] * (hidden + 1)
+        for k in range(hidden - 1, 0, -1):
+            rows = grad.flatten(0, 1)
+            matrix_grads[k + 1] = rows.t() @ self.post[k - 1].flatten(0, 1)
+            p = grad @ matrices[k + 1]
+            slope_grads[k] = (p * self.pre[k - 1]).sum(1)
+            grad = self.activation.fold(p.mul_(self.slopes[k][:, None]))
+        flat = grad.flatten(1)
+        slope_grads[0] = flat @ self.mixed.t()
+        mixed = (self.slopes[0].t() @ flat).view(len(self.first), grad.shape[1], -1)
+        matrix_grads[1] = torch.einsum("hij,hi->jh", mixed, self.first)
+        matrix_grads[0] = self.activation.fold(torch.einsum("hij,jh->ih", mixed, matrices[1])).t()
+        return slope_grads, matrix_grads
+
+    def pull_value(self, grad: Tensor | None, slope_grads: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """From gradients of g and of the slopes: gradients of x and of every pre-activation."""
+        matrices = self.weights.matrices
+        q = None if grad is None else grad @ matrices[-1]
+        pulled: list[Tensor] = []
+        for k in range(len(self.slopes) - 1, -1, -1):
+            a = None if q is None else q * self.slopes[k]
+            if slope_grads is not None:
+                c = self.curvatures[k]
+                a = c * slope_grads[k] if a is None else torch.addcmul(a, c, slope_grads[k])
+            assert a is not None
+            a = self.activation.fold(a)
+            pulled.append(a)
+            q = a @ matrices[k]
+        assert q is not None
+        return q, pulled[::-1]
+
+    def pull_weights(
+        self, grad: Tensor | None, pulled: Sequence[Tensor], matrix_grads: list[Tensor] | None
+    ) -> tuple[Tensor, ...]:
+        """Gradients of all matrices and biases, in the order of ``Weights.tensors``."""
+        outer = [*pulled, grad]
+        matrices: list[Tensor] = []
+        biases: list[Tensor] = []
+        for k, (w, b) in enumerate(zip(*self.weights, strict=True)):
+            v, extra = outer[k], None if matrix_grads is None else matrix_grads[k]
+            if v is None:
+                matrices.append(torch.zeros_like(w) if extra is None else extra)
+                biases.append(torch.zeros_like(b))
+                continue
+            own = v.t()
+            matrices.append(own @ self.inputs[k] if extra is None else torch.addmm(extra, own, self.inputs[k]))
+            biases.append(v if b.dim() == 2 else v.sum(0))
+        return (*matrices, *biases)
