@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from published_code import CASES, Case, Published, batch, row_norm_max
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from published_code import CASES, Case, Published, batch, row_norm_max
 
 COLUMNS = {
     "median_ms": ("ms per step", "{:.0f}"),

@@ -115,8 +115,7 @@ def fit_rootflow(data: Split, minutes: float, name: str) -> Fit:
     seconds = time.perf_counter() - start
     with torch.no_grad():
         log_prob = torch.cat([flow.log_prob(part) for part in data.test.split(2000)])
-    steps = int(getattr(history, "steps", 0))
-    return Fit(f"rootflow {name}", log_prob, steps, seconds, count(flow))
+    return Fit(f"rootflow {name}", log_prob, history.steps, seconds, count(flow))
 
 
 def main() -> None:

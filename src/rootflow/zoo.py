@@ -64,10 +64,16 @@ def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[T
         actnorm: bool = True,
         linear: str | None = "lu",
         solver: str = "auto",
+        logdet: str = "exact",
+        terms: int = 4,
+        probes: int = 1,
     ) -> list[Transform]:
         if blocks < 1:
             raise ValueError(f"blocks={blocks} must be at least 1")
-        options = {"activation": activation, "lipschitz": lipschitz, "context": context, "solver": solver}
+        options = {
+            "activation": activation, "lipschitz": lipschitz, "context": context, "solver": solver,
+            "logdet": logdet, "terms": terms, "probes": probes,
+        }
         chain: list[Transform] = []
         for _ in range(blocks):
             chain += _mixing(features, actnorm, linear)

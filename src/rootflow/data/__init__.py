@@ -1,0 +1,18 @@
+"""Data: tables read and written with care, their diagnosis, and toys with known densities."""
+
+from rootflow.data.columns import ColumnReport, describe_columns
+from rootflow.data.tables import BUILTIN, Table, read_table, require_rows, split, write_table
+from rootflow.data.toys import TOYS, Toy
+
+__all__ = [
+    "BUILTIN",
+    "TOYS",
+    "ColumnReport",
+    "Table",
+    "Toy",
+    "describe_columns",
+    "read_table",
+    "require_rows",
+    "split",
+    "write_table",
+]

@@ -4,6 +4,7 @@ A flow that meets such a column can raise the density of the training rows witho
 score means nothing. The diagnosis runs in float64, before any cast, and changes no data.
 """
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,10 @@ from rootflow.data.tables import Floats, Table
 
 __all__ = ["ColumnReport", "describe_columns"]
 
-TIED = 0.5  # a column with a smaller share of distinct values may lie on a grid
-SPIKE = 0.01  # a single value with a larger share of the rows is a point mass,
-SPIKE_ROWS = 5  # if it has at least so many rows
-ON_GRID = 0.99  # share of the distinct values that must be multiples of the gap
+TIED = 0.5  # only a column with a smaller share of distinct values may be quantised
+ON_GRID = 0.99  # share of its distinct values that must be whole gaps apart
+SPIKE = 0.01  # a value with a larger share of a continuous column is a point mass,
+SPIKE_ROWS = 5  # provided that it fills at least so many rows
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,68 @@ class ColumnReport:
     gap: float | None  # spacing of the grid of a quantised column
     point_mass: float | None  # the value that too many rows of a continuous column share
     duplicate_of: str | None  # an earlier column that holds the same numbers
-    warning: str | None  # one line
+    warning: str | None  # one line, None if the column is fit for a density
 
 
 def describe_columns(table: Table) -> list[ColumnReport]:
-    """Examine every column of a table with at least one row; warnings are returned, not raised."""
+    """Examine every column of a table with at least one row; bad ones get a warning text."""
     seen: dict[bytes, str] = {}
     reports = []
     for name, values in zip(table.columns, table.values.T, strict=True):
-        column = np.ascontiguousarray(values) + 0.0  # -0.0 is 0.0
-        twin = seen.setdefault(column.tobytes() if len(column) < 1 else _digest(column), name)
-        reports.append(_describe(name, column, twin if twin != name else None))
+        column = np.ascontiguousarray(values) + 0.0  # makes -0.0 equal to 0.0
+        twin = seen.setdefault(hashlib.sha256(column.data).digest(), name)
+        reports.append(_describe(name, column, None if twin == name else twin))
     return reports
+
+
+def _describe(name: str, column: Floats, twin: str | None) -> ColumnReport:
+    ordered = np.sort(column)
+    n, steps = len(ordered), np.diff(ordered)
+    starts = np.concatenate([[0], np.flatnonzero(steps > 0) + 1])
+    counts = np.diff(starts, append=n)
+    top = int(counts.argmax())
+    top_value, top_rows = float(ordered[starts[top]]), int(counts[top])
+    constant = len(starts) == 1
+    gap = _grid(ordered[starts]) if len(starts) < TIED * n and not constant else None
+    tied = top_rows > max(SPIKE * n, SPIKE_ROWS - 1) and not constant
+    spike = top_value if tied and gap is None else None
+    return ColumnReport(
+        name, n, len(starts) / n, top_value, top_rows / n,
+        None if constant else float(steps[steps > 0].min()),
+        constant, gap is not None, gap, spike, twin,
+        _warning(name, constant, twin, gap, spike, len(starts), top_value, top_rows / n, n),
+    )
+
+
+def _grid(levels: Floats) -> float | None:
+    """The spacing of sorted distinct numbers that are all (or nearly all) whole spacings apart."""
+    steps = np.diff(levels)
+    steps = steps[steps > 1e-9 * np.abs(levels).max()]  # smaller ones are rounding errors
+    if not len(steps):
+        return None
+    width = levels[-1] - levels[0]
+    gap = float(width / np.rint(width / steps.min()))  # the widest distance is the most exact
+    offsets = (levels - levels[0]) / gap
+    on_grid = np.abs(offsets - np.rint(offsets)) < 0.01  # room for grids once stored as float32
+    return gap if on_grid.mean() >= ON_GRID else None
+
+
+def _warning(
+    name: str, constant: bool, twin: str | None, gap: float | None, spike: float | None,
+    levels: int, top_value: float, top_share: float, n: int,
+) -> str | None:
+    harm = "the density would be meaninglessly high"
+    if constant:
+        return f"column {name} is always {top_value:g}: {harm}; leave it out"
+    if twin is not None:
+        return f"column {name} repeats column {twin}: {harm}; leave one of them out"
+    if gap is not None:
+        return (f"column {name} has only {levels} distinct values in {n} rows, spaced by {gap:g}: "
+                f"{harm}; use --dequantise")
+    if spike is not None:
+        return (f"column {name} is exactly {spike:g} in {top_share:.1%} of the rows: {harm} there; "
+                f"model these rows apart (--dequantise cannot spread a single value)")
+    if levels < TIED * n:
+        return (f"column {name} has only {levels} distinct values in {n} rows, unevenly spaced: "
+                f"{harm}; --dequantise cannot find their grid, so leave it out or round it to one")
+    return None

@@ -21,26 +21,26 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 def _sin(a: Tensor) -> Triple:
     h = torch.sin(a)
-    return h, torch.cos(a), -h
+    return h, torch.cos(a), h
 
 
 def _swish(a: Tensor) -> Triple:
     s = torch.sigmoid(a)
     h = a * s
     slope = s + h * (1 - s)
-    return h, slope, s * (1 - s) * (2 + a * (1 - 2 * s))
+    return h, slope, s * (s - 1) * (2 + a * (1 - 2 * s))
 
 
 def _tanh(a: Tensor) -> Triple:
     h = torch.tanh(a)
     slope = 1 - h * h
-    return h, slope, -2 * h * slope
+    return h, slope, 2 * h * slope
 
 
 def _elu(a: Tensor) -> Triple:
     e = torch.exp(a.clamp(max=0))
     positive = a > 0
-    return torch.where(positive, a, e - 1), e, torch.where(positive, 0, e)
+    return torch.where(positive, a, e - 1), e, torch.where(positive, 0, -e)
 
 
 def _pila(a: Tensor, k: float = 5.0) -> Triple:
@@ -48,12 +48,12 @@ def _pila(a: Tensor, k: float = 5.0) -> Triple:
     e = torch.exp(k * t)
     h = torch.where(a > 0, a, (k * k * t * t / 2 - k * t + 1) * t * e)
     slope = (((k * t + 1) * k * t / 2 - 1) * k * t + 1) * e
-    return h, slope, (k * t / 2 + 2) * k**3 * t * t * e
+    return h, slope, (k * t / -2 - 2) * k**3 * t * t * e
 
 
 @dataclass(frozen=True)
 class Activation:
-    """One activation; ``derivatives(a)`` gives phi, phi' and phi'' at ``a``, each of its shape."""
+    """One activation; ``derivatives(a)`` gives phi, phi' and -phi'' at ``a``, each of its shape."""
 
     name: str
     derivatives: Callable[[Tensor], Triple]

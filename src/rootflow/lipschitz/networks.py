@@ -23,7 +23,8 @@ class LipschitzNet(nn.Module):
               \mathrm{Lip}(g) \le \prod_k \sigma(W_k) \le L
 
     where each sigma is bounded from above by ``norm_bound`` on every call, so no update is ever needed and the
-    bound holds for every value of the parameters.
+    bound holds for every value of the parameters. Only the product is restricted: all layers shrink by one common
+    factor when it exceeds L, so that a layer may be steep where another is flat.
 
     Shapes: input and output ``(batch, features)``; context ``(batch, context)`` enters through the
     biases only and is not restricted. The last layer starts at zero, so g starts at zero.
@@ -78,17 +79,11 @@ class LipschitzNet(nn.Module):
             nn.init.zeros_(self.context_net[-1].weight)
             nn.init.zeros_(self.context_net[-1].bias)
 
-    MODE = "layer"
-
     def prepare(self, context: Tensor | None = None) -> Weights:
         """Normalised weights for this call; ``context`` is ``(batch, context)`` or None."""
         bounds = torch.stack([norm_bound(w) for w in self.weights])
         n = len(self.weights)
-        if self.MODE == "layer":
-            share = self.lipschitz ** (1 / n)
-            shrink = share / bounds.clamp_min(share)
-        else:
-            shrink = (self.lipschitz / bounds.prod().clamp_min(self.lipschitz)).pow(1 / n).expand(n)
+        shrink = (self.lipschitz / bounds.prod().clamp_min(self.lipschitz)).pow(1 / n)
         rate = F.softplus(self.raw_scale) if self.raw_scale is not None else None
         extra = None
         if self.context_net is not None and context is not None:
@@ -99,7 +94,7 @@ class LipschitzNet(nn.Module):
             if k < n - 1:
                 scale_in = rate[k] if rate is not None else scale_in * self.activation.scale_in
             b = b if extra is None else b + extra[k]
-            matrices.append(w * (shrink[k] * scale_in * scale_out))
+            matrices.append(w * (shrink * scale_in * scale_out))
             biases.append(b * scale_in)
             scale_out = self.activation.scale_out / (rate[k] if rate is not None and k < n - 1 else 1)
         return Weights(tuple(matrices), tuple(biases))

@@ -39,7 +39,7 @@ class Weights(NamedTuple):
         n = len(tensors) // 2
         return Weights(tuple(tensors[:n]), tuple(tensors[n:]))
 
-    def rows(self, index: Tensor) -> Weights:
+    def rows(self, index: Tensor | slice) -> Weights:
         """The same network for a subset of the batch."""
         return Weights(self.matrices, tuple(b[index] if b.dim() == 2 else b for b in self.biases))
 
@@ -57,57 +57,62 @@ class Tape:
     weights: Weights
     inputs: list[Tensor]  # of every layer: x, h_0, h_1, ...
     slopes: list[Tensor]
-    curvatures: list[Tensor]
-    pre: list[Tensor]  # U_k, tangents before layer k's activation, k >= 1, (batch, d, width)
+    bends: list[Tensor]  # -phi''
+    pre: list[Tensor]  # U_k, tangents before activation k, (batch, m, width), where they were formed
     post: list[Tensor]  # T_k = s_k U_k
-    first: Tensor  # W_0 as the activation sees it, (width, d)
-    mixed: Tensor  # V, (width, d * next width)
+    seeds: Tensor | None
+    mixed: tuple[Tensor, Tensor] | None  # W_0 as the activation sees it, (width, d), and V, (width, d * next width)
     value: Tensor
-    jacobian: Tensor  # [b, i, o]
+    jacobian: Tensor  # [b, i, o], derivative of output o along direction i
 
     @staticmethod
-    def record(x: Tensor, weights: Weights, activation: Activation) -> Tape:
-        """Evaluate at x ``(batch, d)``."""
+    def record(x: Tensor, weights: Weights, activation: Activation, seeds: Tensor | None = None) -> Tape:
+        """Evaluate at x ``(batch, d)``, with derivatives along ``seeds`` ``(batch, m, d)``, by default all unit vectors."""
         matrices, biases = weights
-        d, hidden = x.shape[-1], len(matrices) - 1
-        first = activation.mirror(matrices[0].t()).t()
-        mixed = (first[:, :, None] * matrices[1].t()[:, None, :]).flatten(1)
-        inputs, slopes, curvatures, pre, post = [x], [], [], [], []
-        tangents = x
-        for k in range(hidden):
-            a = activation.spread(torch.addmm(biases[k], inputs[-1], matrices[k].t()))
-            h, s, c = activation.derivatives(a)
-            if k:
-                pre.append(activation.mirror(tangents))
-                tangents = s[:, None] * pre[-1]
-                post.append(tangents)
-                tangents = tangents @ matrices[k + 1].t()
+        inputs, slopes, bends, pre, post = [x], [], [], [], []
+        mixed, tangents = None, x
+        if seeds is None:
+            first = activation.mirror(matrices[0].t()).t()
+            mixed = first, (first[:, :, None] * matrices[1].t()[:, None, :]).flatten(1)
+        else:
+            tangents = seeds @ matrices[0].t()
+        for k in range(len(matrices) - 1):
+            h, s, bend = activation.derivatives(activation.spread(torch.addmm(biases[k], inputs[-1], matrices[k].t())))
+            if k == 0 and mixed is not None:
+                tangents = (s @ mixed[1]).view(*x.shape, -1)
             else:
-                tangents = (s @ mixed).view(x.shape[0], d, -1)
+                pre.append(activation.mirror(tangents))
+                post.append(s[:, None] * pre[-1])
+                tangents = post[-1] @ matrices[k + 1].t()
             inputs.append(h)
             slopes.append(s)
-            curvatures.append(c)
+            bends.append(bend)
         value = torch.addmm(biases[-1], inputs[-1], matrices[-1].t())
-        return Tape(activation, weights, inputs, slopes, curvatures, pre, post, first, mixed, value, tangents)
+        return Tape(activation, weights, inputs, slopes, bends, pre, post, seeds, mixed, value, tangents)
 
     def pull_jacobian(self, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """From a gradient of the Jacobian ``[b, i, o]``: gradients of the slopes and of the matrices (so far)."""
+        """From a gradient of the Jacobian ``[b, i, o]``: gradients of the slopes, and of the matrices through it."""
         matrices = self.weights.matrices
-        hidden = len(self.slopes)
-        slope_grads: list[Tensor] = [grad] * hidden
-        matrix_grads: list[Tensor] = [grad] * (hidden + 1)
-        for k in range(hidden - 1, 0, -1):
-            rows = grad.flatten(0, 1)
-            matrix_grads[k + 1] = rows.t() @ self.post[k - 1].flatten(0, 1)
-            p = grad @ matrices[k + 1]
-            slope_grads[k] = (p * self.pre[k - 1]).sum(1)
-            grad = self.activation.fold(p.mul_(self.slopes[k][:, None]))
-        flat = grad.flatten(1)
-        slope_grads[0] = flat @ self.mixed.t()
-        mixed = (self.slopes[0].t() @ flat).view(len(self.first), grad.shape[1], -1)
-        matrix_grads[1] = torch.einsum("hij,hi->jh", mixed, self.first)
-        matrix_grads[0] = self.activation.fold(torch.einsum("hij,jh->ih", mixed, matrices[1])).t()
-        return slope_grads, matrix_grads
+        slope_grads: list[Tensor] = []
+        matrix_grads: list[Tensor] = []  # both from the last layer to the first
+        for pre, post, s, w in zip(
+            reversed(self.pre), reversed(self.post), reversed(self.slopes), reversed(matrices), strict=False
+        ):
+            matrix_grads.append(grad.flatten(0, 1).t() @ post.flatten(0, 1))
+            p = grad @ w
+            slope_grads.append((p * pre).sum(1))
+            grad = self.activation.fold(p.mul_(s[:, None]))
+        if self.mixed is None:
+            assert self.seeds is not None
+            matrix_grads.append(grad.flatten(0, 1).t() @ self.seeds.flatten(0, 1))
+        else:
+            first, v = self.mixed
+            flat = grad.flatten(1)
+            slope_grads.append(flat @ v.t())
+            grad_v = (self.slopes[0].t() @ flat).view(*first.shape, -1)
+            matrix_grads.append(torch.einsum("hij,hi->jh", grad_v, first))
+            matrix_grads.append(self.activation.fold(torch.einsum("hij,jh->ih", grad_v, matrices[1])).t())
+        return slope_grads[::-1], matrix_grads[::-1]
 
     def pull_value(self, grad: Tensor | None, slope_grads: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """From gradients of g and of the slopes: gradients of x and of every pre-activation."""
@@ -117,8 +122,8 @@ class Tape:
         for k in range(len(self.slopes) - 1, -1, -1):
             a = None if q is None else q * self.slopes[k]
             if slope_grads is not None:
-                c = self.curvatures[k]
-                a = c * slope_grads[k] if a is None else torch.addcmul(a, c, slope_grads[k])
+                bend = self.bends[k]
+                a = -bend * slope_grads[k] if a is None else a.addcmul(bend, slope_grads[k], value=-1)
             assert a is not None
             a = self.activation.fold(a)
             pulled.append(a)

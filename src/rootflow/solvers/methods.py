@@ -121,42 +121,52 @@ def default_tolerance(dtype: torch.dtype) -> float:
     return 16 * torch.finfo(dtype).eps
 
 
+def _norm(v: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(v, dim=-1)
+
+
 def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: int) -> Solution:
     batch = z.shape[0]
     value, residual = z.clone(), z.new_full((batch,), torch.inf)
     steps = torch.zeros(batch, dtype=torch.long, device=z.device)
     converged = torch.zeros(batch, dtype=torch.bool, device=z.device)
-    rows = torch.arange(batch, device=z.device)
+    rows = torch.arange(batch, device=z.device)  # of the batch, still at work
+    open_ = torch.ones(batch, dtype=torch.bool, device=z.device)  # among them, not yet settled
     f = problem(z)
-    norm = torch.linalg.vector_norm(f, dim=-1)
+    norm = _norm(f)
     taken = 1
     while True:
-        done = norm <= tol * (1 + torch.linalg.vector_norm(z, dim=-1))
-        finished = done | ~norm.isfinite()
+        done = norm <= tol * (1 + _norm(z))
+        settled = open_ & (done | ~norm.isfinite())
         if taken >= max_steps:
-            finished = torch.ones_like(finished)
-        count = int(finished.sum())
-        if count and (count == len(rows) or count >= len(rows) // 8):
-            at = rows[finished]
-            value[at], residual[at], converged[at], steps[at] = z[finished], norm[finished], done[finished], taken
-            if count == len(rows):
+            settled = open_
+        if bool(settled.any()):
+            new = settled.nonzero().squeeze(-1)
+            at = rows[new]
+            value[at], residual[at], converged[at], steps[at] = z[new], norm[new], done[new], taken
+            open_ = open_ & ~settled
+            left = open_.nonzero().squeeze(-1)
+            if not len(left):
                 break
-            left = (~finished).nonzero().squeeze(-1)
-            rows, z, f, norm, problem = rows[left], z[left], f[left], norm[left], problem.rows(left)
-            rule.keep(left)
+            if problem.per_row is not None and len(left) < 0.85 * len(rows):
+                rows, z, f, norm, open_ = rows[left], z[left], f[left], norm[left], open_[left]
+                problem = problem.rows(left)
+                rule.keep(left)
         step = rule.propose(problem, z, f)
         moved = z + step
         f_new = problem(moved)
-        norm_new = torch.linalg.vector_norm(f_new, dim=-1)
+        norm_new = _norm(f_new)
         taken += 1
-        worse = ~(norm_new < 0.99 * norm)
-        worse &= norm > tol * (1 + torch.linalg.vector_norm(z, dim=-1))
+        worse = open_ & ~(norm_new < 0.99 * norm)
         if bool(worse.any()):
+            step = torch.where(worse[:, None], -f, step)
+            moved = z + step
             bad = worse.nonzero().squeeze(-1)
-            step[bad] = -f[bad]
-            moved[bad] = z[bad] - f[bad]
-            f_new[bad] = problem.rows(bad)(moved[bad])
-            norm_new[bad] = torch.linalg.vector_norm(f_new[bad], dim=-1)
+            if problem.per_row is None:
+                f_new = problem(moved)
+            else:
+                f_new[bad] = problem.rows(bad)(moved[bad])
+            norm_new = _norm(f_new)
             taken += 1
         rule.learn(step, f_new - f)
         z, f, norm = moved, f_new, norm_new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -22,15 +22,15 @@ class Problem:
     """An equation ``residual(z, *tensors) = 0`` in z for each row of a batch by itself.
 
     ``residual`` maps z ``(batch, d)`` to ``(batch, d)`` and may depend on the rest only through ``tensors``:
-    gradients flow to these. Tensors whose first axis is the batch are listed in ``per_row``, so that
-    finished rows can be dropped. ``contraction`` is a certified Lipschitz bound of
+    gradients flow to these. ``per_row`` names the positions in
+    ``tensors`` whose first axis is the batch, so that finished rows can leave it; None means that rows cannot be chosen. ``contraction`` is a certified Lipschitz bound of
     z -> residual(z) - z where there is one below 1; it gives the certificates and a safe step.
     ``jacobian(z, *tensors)``, if given, returns d residual_o / d z_i as ``[b, o, i]``.
     """
 
     residual: Callable[..., Tensor]
     tensors: tuple[Tensor, ...] = ()
-    per_row: frozenset[int] = field(default_factory=frozenset)
+    per_row: frozenset[int] | None = None
     contraction: float | Tensor | None = None
     jacobian: Callable[..., Tensor] | None = None
 
@@ -40,7 +40,8 @@ class Problem:
 
     def rows(self, index: Tensor) -> Problem:
         """The same equation for some rows of the batch."""
-        kept = tuple(t[index] if k in self.per_row else t for k, t in enumerate(self.tensors))
+        chosen = self.per_row or frozenset()
+        kept = tuple(t[index] if k in chosen else t for k, t in enumerate(self.tensors))
         return replace(self, tensors=kept)
 
     def detach(self) -> Problem:

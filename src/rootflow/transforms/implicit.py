@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ from torch import Tensor
 
 from .. import logdet as logdets
 from ..lipschitz import LipschitzNet, Weights
-from ..solvers import Problem, find_root
+from ..solvers import METHODS, Problem, find_root
+from ..solvers.result import choose
 from .base import Transform
 
 __all__ = ["ImplicitBlock", "MonotoneBlock", "ResidualBlock"]
@@ -42,10 +44,16 @@ class _RootBlock(Transform):
         lipschitz: float = 0.97,
         context: int = 0,
         solver: str = "auto",
+        logdet: str = "exact",
+        terms: int = 4,
+        probes: int = 1,
         nets: int = 1,
     ) -> None:
         super().__init__((features,), context)
+        choose(METHODS, solver, "solver")
         self.solver = solver
+        self.series = None if logdet == "exact" else logdets.Series(logdet, terms, probes)
+        self.draws = 0  # seeds the random terms and probes; set by the training loop for exact resumption
         self.nets = torch.nn.ModuleList(
             LipschitzNet(features, hidden, activation=activation, lipschitz=lipschitz, context=context)
             for _ in range(nets)
@@ -56,15 +64,15 @@ class _RootBlock(Transform):
         assert isinstance(net, LipschitzNet)
         return net
 
-    def _explicit(self, net: LipschitzNet, weights: Weights, y: Tensor, *signs: int) -> tuple[Tensor, Tensor]:
-        """g(y) and log det(I + sign J(y)) for each sign."""
-        return logdets.exact(net, weights, y, signs)
+    def _branch(self, net: LipschitzNet, weights: Weights, at: Tensor, *signs: int, root: int = 0) -> tuple[Tensor, Tensor]:
+        """g at ``at`` (root 0) or the y with y + root g(y) = ``at``; and log det(I + sign J) there for each sign."""
+        solve = partial(self._solve, net, root) if root else None
+        if self.series is None or not self.training:  # evaluation is always exact
+            return logdets.exact(net, weights, at, signs, root=root, solve=solve)
+        return logdets.estimated(net, weights, at, signs, self.series, self._generator(), root=root, solve=solve)
 
-    def _implicit(
-        self, net: LipschitzNet, weights: Weights, c: Tensor, root: int, *signs: int
-    ) -> tuple[Tensor, Tensor]:
-        """Root y of y + root g(y) = c, and log det(I + sign J(y)) for each sign."""
-        frozen = weights.detach()
+    def _solve(self, net: LipschitzNet, root: int, c: Tensor, weights: Weights) -> Tensor:
+        tensors = (c, *weights.tensors())
 
         def residual(y: Tensor, c: Tensor, *tensors: Tensor) -> Tensor:
             return torch.add(y - c, net.value(y, Weights.rebuild(tensors)), alpha=root)
@@ -73,14 +81,14 @@ class _RootBlock(Transform):
             jac = net.value_and_jacobian(y, Weights.rebuild(tensors))[1].mT
             return torch.eye(y.shape[-1], dtype=y.dtype, device=y.device) + root * jac
 
-        def solve(c: Tensor) -> Tensor:
-            tensors = (c, *frozen.tensors())
-            first_bias = 1 + len(frozen.matrices)
-            per_row = {0, *(k for k in range(first_bias, len(tensors)) if tensors[k].dim() == 2)}
-            problem = Problem(residual, tensors, frozenset(per_row), net.lipschitz, jacobian)
-            return find_root(problem, c, method=self.solver, adjoint="none").value
+        first_bias = 1 + len(weights.matrices)
+        per_row = {0, *(k for k in range(first_bias, len(tensors)) if tensors[k].dim() == 2)}
+        problem = Problem(residual, tensors, frozenset(per_row), net.lipschitz, jacobian)
+        return find_root(problem, c, method=self.solver, adjoint="none").value
 
-        return logdets.exact(net, weights, c, signs, root=root, solve=solve)
+    def _generator(self) -> torch.Generator:
+        self.draws += 1
+        return torch.Generator().manual_seed(self.draws)
 
 
 class ResidualBlock(_RootBlock):
@@ -88,12 +96,12 @@ class ResidualBlock(_RootBlock):
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         net = self._net(0)
-        g, log_dets = self._explicit(net, net.prepare(context), x, 1)
+        g, log_dets = self._branch(net, net.prepare(context), x, 1)
         return x + g, log_dets[0]
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         net = self._net(0)
-        x, log_dets = self._implicit(net, net.prepare(context), z, 1, 1)
+        x, log_dets = self._branch(net, net.prepare(context), z, 1, root=1)
         return x, -log_dets[0]
 
 
@@ -113,8 +121,8 @@ class ImplicitBlock(_RootBlock):
 
     def _map(self, x: Tensor, context: Tensor | None, near: int, far: int) -> tuple[Tensor, Tensor]:
         here, there = self._net(near), self._net(far)
-        g, gain = self._explicit(here, here.prepare(context), x, 1)
-        z, loss = self._implicit(there, there.prepare(context), x + g, 1, 1)
+        g, gain = self._branch(here, here.prepare(context), x, 1)
+        z, loss = self._branch(there, there.prepare(context), x + g, 1, root=1)
         return z, gain[0] - loss[0]
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -129,7 +137,7 @@ class MonotoneBlock(_RootBlock):
 
     def _map(self, x: Tensor, context: Tensor | None, sign: int) -> tuple[Tensor, Tensor]:
         net = self._net(0)
-        w, log_dets = self._implicit(net, net.prepare(context), SQRT2 * x, sign, -sign, sign)
+        w, log_dets = self._branch(net, net.prepare(context), SQRT2 * x, -sign, sign, root=sign)
         return SQRT2 * w - x, log_dets[0] - log_dets[1]
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

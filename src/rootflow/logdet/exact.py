@@ -1,4 +1,4 @@
-r"""Log-determinants of I + J with |J| < 1: exact, truncated with a bound, and unbiased, with gradients."""
+r"""The exact route: one batched Jacobian serves the log-determinant, the root and both gradients."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lipschitz import LipschitzNet, Tape, Weights
+from ..lipschitz import LipschitzNet, Tape, Weights
 
-__all__ = ["exact", "inverse_and_log_det"]
+__all__ = ["Solve", "chunks", "exact", "gather", "implicit_gradients", "inverse_and_log_det", "polish"]
+
+Solve = Callable[[Tensor, Weights], Tensor]
+CACHE_ELEMENTS = 2**17
 
 
 def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,42 +65,95 @@ def inverse_and_log_det(jac: Tensor, signs: Sequence[int]) -> tuple[Tensor, Tens
     return inverse, log_det.view(len(signs), batch)
 
 
+def chunks(batch: int, weights: Weights, features: int) -> list[slice]:
+    """Rows that are worked on together: few enough that their tangents stay in a core's cache."""
+    width = max(w.shape[0] for w in weights.matrices)
+    size = max(64, CACHE_ELEMENTS // ((features + 1) * width))
+    count = max(1, -(-batch // size))
+    size = max(1, -(-batch // count))
+    return [slice(k, min(k + size, batch)) for k in range(0, max(batch, 1), size)]
+
+
+def gather(weights: Weights, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """Gradients of the weights from those of the chunks: summed, or put side by side where they belong to rows."""
+    per_row = [False] * len(weights.matrices) + [b.dim() == 2 for b in weights.biases]
+    return [
+        torch.cat(pieces) if rows else (pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(0))
+        for rows, pieces in zip(per_row, zip(*parts, strict=True), strict=True)
+    ]
+
+
+def polish(y: Tensor, c: Tensor, g: Tensor, root: int, inverse: Tensor) -> Tensor:
+    """One Newton step for y + root g = c with the inverse at hand: leaves rounding error only."""
+    residual = torch.add(y - c, g, alpha=root)
+    return y - (inverse * residual.t()[:, None]).sum(0).t()
+
+
 class _Exact(torch.autograd.Function):
     """Explicit: y -> g(y), log det(I + sign J(y)). Implicit: c -> y with y + root g(y) = c, and the same at y."""
 
     @staticmethod
     def forward(
-        ctx: Any, net: LipschitzNet, root: int, signs: tuple[int, ...], solution: Tensor | None, at: Tensor, *tensors: Tensor
+        ctx: Any, net: LipschitzNet, root: int, signs: tuple[int, ...], solve: Solve | None, at: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        y = at if solution is None else solution
-        tape = Tape.record(y, Weights.rebuild(tensors), net.activation)
-        inverses, log_dets = inverse_and_log_det(tape.jacobian, signs)
-        out = tape.value if solution is None else y.clone()
-        ctx.net, ctx.root, ctx.signs, ctx.tape, ctx.inverses = net, root, signs, tape, inverses
-        ctx.implicit = solution is not None
+        weights = Weights.rebuild(tensors)
+        ctx.parts, outs, logs = [], [], []
+        for rows in chunks(*at.shape[:1], weights, at.shape[1]):
+            own, c = weights.rows(rows), at[rows]
+            y = c if solve is None else solve(c, own)
+            tape = Tape.record(y, own, net.activation)
+            inverses, log_dets = inverse_and_log_det(tape.jacobian, signs)
+            out = tape.value if solve is None else polish(y, c, tape.value, root, inverses[signs.index(root)])
+            ctx.parts.append((rows, tape, inverses))
+            outs.append(out)
+            logs.append(log_dets)
+        out = torch.cat(outs)
+        ctx.net, ctx.root, ctx.signs, ctx.implicit = net, root, signs, solve is not None
         ctx.save_for_backward(out if ctx.implicit else at, *tensors)
-        return out, log_dets
+        return out, torch.cat(logs, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_out, grad_logs = gradients
         if torch.is_grad_enabled():
-            return None, None, None, None, *_exact_backward_on_graph(ctx, grad_out, grad_logs)
-        tape: Tape = ctx.tape
-        weighted = grad_logs * grad_logs.new_tensor(ctx.signs)[:, None]
-        # d log det(I + sJ) = tr((I + sJ)^-1 s dJ)
-        grad_jac = (ctx.inverses * weighted[:, None, None]).sum(0).permute(2, 1, 0)
-        slope_grads, matrix_grads = tape.pull_jacobian(grad_jac.contiguous())
-        if not ctx.implicit:
-            grad_at, pulled = tape.pull_value(grad_out, slope_grads)
-            return None, None, None, None, grad_at, *tape.pull_weights(grad_out, pulled, matrix_grads)
-        grad_y, pulled = tape.pull_value(None, slope_grads)
-        inverse = ctx.inverses[ctx.signs.index(ctx.root)]
-        u = (inverse * (grad_out + grad_y).t()[None]).sum(1).t()
-        down = u * -ctx.root
-        _, pulled_down = tape.pull_value(down, None)
-        both = [p.add_(q) for p, q in zip(pulled_down, pulled, strict=True)]
-        return None, None, None, None, u, *tape.pull_weights(down, both, matrix_grads)
+            return None, None, None, None, *_exact_backward_on_graph(ctx, *gradients)
+        grads_at, grads = [], []
+        for rows, tape, inverses in ctx.parts:
+            grad_out, grad_logs = gradients[0][rows], gradients[1][:, rows]
+            weighted = grad_logs * grad_logs.new_tensor(ctx.signs)[:, None]
+            # d log det(I + sJ) = tr((I + sJ)^-1 s dJ)
+            grad_jac = (inverses * weighted[:, None, None]).sum(0).permute(2, 1, 0)
+            slope_grads, matrix_grads = tape.pull_jacobian(grad_jac.contiguous())
+            if ctx.implicit:
+                inverse = inverses[ctx.signs.index(ctx.root)]
+
+                def adjoint(v: Tensor, inverse: Tensor = inverse) -> Tensor:
+                    return (inverse * v.t()[None]).sum(1).t()
+
+                u, found = implicit_gradients(tape, grad_out, slope_grads, matrix_grads, ctx.root, adjoint)
+            else:
+                u, pulled = tape.pull_value(grad_out, slope_grads)
+                found = tape.pull_weights(grad_out, pulled, matrix_grads)
+            grads_at.append(u)
+            grads.append(found)
+        weights = Weights.rebuild(ctx.saved_tensors[1:])
+        return None, None, None, None, torch.cat(grads_at), *gather(weights, grads)
+
+
+def implicit_gradients(
+    tape: Tape,
+    grad_y: Tensor,
+    slope_grads: list[Tensor],
+    matrix_grads: list[Tensor],
+    root: int,
+    adjoint: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Gradients of c and of the weights at a root of y + root g(y) = c; ``adjoint`` solves (I + root J)^T u = v."""
+    more, pulled = tape.pull_value(None, slope_grads)
+    u = adjoint(grad_y + more)
+    down = u * -root
+    _, pulled_down = tape.pull_value(down, None)
+    both = [p.add_(q) for p, q in zip(pulled_down, pulled, strict=True)]
+    return u, tape.pull_weights(down, both, matrix_grads)
 
 
 def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> tuple[Tensor, ...]:
@@ -131,18 +187,14 @@ def exact(
     signs: Sequence[int],
     *,
     root: int = 1,
-    solve: Callable[[Tensor], Tensor] | None = None,
+    solve: Solve | None = None,
 ) -> tuple[Tensor, Tensor]:
     """g and log det(I + sign J) for each sign, from one exact Jacobian; ``(batch, d)`` and ``(sign, batch)``, nats.
 
-    Without ``solve``: at y = ``at``, returning g(y). With ``solve``, a function from c to the root y of
+    Without ``solve``: at y = ``at``, returning g(y). With ``solve``, a function from (c, weights) to the root y of
     y + root g(y) = c: ``at`` is c, the first result is y, and its derivative is the implicit one, from the same Jacobian
     (``root`` must then be among ``signs``). Differentiable twice, in ``at`` and in the weights. Work: 3 (d + 1)
     evaluations of g for value and gradient; memory (d + 1) times that of one evaluation.
     """
-    solution = None
-    if solve is not None:
-        with torch.no_grad():
-            solution = solve(at.detach())
-    out, log_dets = _Exact.apply(net, root, tuple(signs), solution, at, *weights.tensors())  # type: ignore[no-untyped-call]
+    out, log_dets = _Exact.apply(net, root, tuple(signs), solve, at, *weights.tensors())  # type: ignore[no-untyped-call]
     return out, log_dets

@@ -1,0 +1,161 @@
+"""What all commands share: their common options, what they print, and how they fail."""
+
+import json
+import math
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, NoReturn
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as Grid
+from typer.core import TyperGroup
+
+from rootflow.errors import RootflowError
+
+__all__ = [
+    "Commands", "Debug", "Device", "Json", "Quiet", "Seed", "Threads", "WrongUse", "nats", "plain",
+    "print_grid", "print_json", "say", "set_threads", "usable_device",
+]  # fmt: skip
+
+Wide = {"help_option_names": ["-h", "--help"]}
+PIPE_CLOSED = 128 + 13  # what a shell reports for a program that SIGPIPE ended
+
+
+class WrongUse(Exception):
+    """The command was called wrongly; its message is printed and the exit code is 2."""
+
+
+def _remember_debug(context: typer.Context, debug: bool) -> bool:
+    context.meta["debug"] = context.meta.get("debug", False) or debug
+    return debug
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Seed of all random numbers.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of torch.  [default: as torch chooses]")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug", callback=_remember_debug, is_eager=True, help="Show the traceback of an error."
+    ),
+]
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: tuples become lists; infinity and NaN become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def print_json(content: Mapping[str, Any]) -> None:
+    """The one object that a command prints under ``--json``."""
+    print(json.dumps({"schema_version": 1, **plain(content)}, allow_nan=False, ensure_ascii=False))
+
+
+def print_grid(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
+    """A table on stdout, its first column flush left; as wide as its content, never cut off."""
+    grid = Grid(box=box.SIMPLE_HEAD if head else None, show_header=bool(head), pad_edge=False)
+    for k, name in enumerate(head or rows[0]):
+        grid.add_column(name, justify="right" if head and k else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    with console.capture() as text:  # rich would end the program when the reader closes the pipe
+        console.print(grid, no_wrap=False)
+    print("\n".join(line.rstrip() for line in text.get().rstrip().splitlines()))
+
+
+def nats(mean: float | None, error: float | None) -> str:
+    """Mean ± standard error to two digits of the error; a dash for what is unknown."""
+    if mean is None or error is None:
+        return "–"
+    digits = min(max(1 - math.floor(math.log10(error)), 0), 6) if error > 0 else 4
+    return f"{mean:.{digits}f} ± {error:.{digits}f}"
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use that many threads; None leaves its own choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name, after trying it out. Raises WrongUse."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        known = "cpu or cuda" if torch.cuda.is_available() else "cpu; no CUDA device is usable here"
+        raise WrongUse(f"--device {name}: cannot be used; choose {known}") from None
+    return device
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say(f"warning: {message}")
+
+
+class Commands(TyperGroup):
+    """The group of all commands: every failure ends in one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for category in (UserWarning, RuntimeWarning):
+                    warnings.simplefilter("always", category)
+                warnings.showwarning = _show_warning
+                value = super().invoke(ctx)
+            sys.stdout.flush()
+        except (typer.Exit, typer.Abort):
+            raise
+        except BrokenPipeError:
+            _drop_stdout()
+            raise typer.Exit(PIPE_CLOSED) from None
+        except Exception as error:
+            _fail(error, debug=ctx.meta.get("debug", False))
+        return value
+
+
+def _fail(error: Exception, debug: bool) -> NoReturn:
+    """Print what went wrong in one line, the traceback only if wanted, and leave."""
+    code, text = 1, str(error)
+    if isinstance(error, OSError):
+        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+    elif isinstance(error, WrongUse):
+        code = 2
+    elif isinstance(error, typer.BadParameter.__bases__):  # typer's own: unknown option and so on
+        code, text = 2, getattr(error, "message", text)
+    elif not isinstance(error, RootflowError):
+        text = f"unexpected {type(error).__name__}: {text}; --debug shows where"
+    if debug:
+        traceback.print_exception(error)
+    say("error: " + " ".join(text.split()))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+    raise typer.Exit(code)
+
+
+def _drop_stdout() -> None:
+    """Send what is still to be printed nowhere, so that Python's last flush cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

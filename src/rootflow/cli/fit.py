@@ -1,0 +1,119 @@
+"""``rootflow fit``: learn the density of a table within a budget, and write a run directory."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rootflow.cli import run as runs
+from rootflow.cli.common import (
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    Threads,
+    WrongUse,
+    nats,
+    print_grid,
+    print_json,
+    say,
+    set_threads,
+    usable_device,
+)  # fmt: skip
+from rootflow.cli.settings import fit_config, parse
+from rootflow.cli.train import Interrupted, checked, make_plan, train
+from rootflow.data import read_table
+
+__all__ = ["fit"]
+
+
+def fit(
+    data: Annotated[
+        str | None, typer.Argument(help="A file (.csv .parquet .npy ...) or a built-in name.")
+    ] = None,
+    flow: Annotated[str, typer.Option(help="Which flow; see `rootflow flows`.")] = "monotone",
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run.  [default: runs/DATA-FLOW-TIME]")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Budget of time.  [default: 5, without --steps]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget of training steps.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Option of the flow or fit; repeatable."),
+    ] = None,
+    columns: Annotated[str | None, typer.Option(help="Use these columns only: a,b,c.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    dequantise: Annotated[
+        bool, typer.Option("--dequantise", help="Add noise of one gap to columns on a grid.")
+    ] = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Learn the density of a table, score it on held-out rows, write a run directory.
+
+    Ctrl-C saves the state; `rootflow fit --resume --out RUN` goes on from there.
+    """
+    where = usable_device(device)
+    if resume:
+        if out is None:
+            raise WrongUse("--resume: say which run with --out RUN")
+        if data or settings or columns or dequantise or (minutes, steps, seed) != (None,) * 3:
+            raise WrongUse("--resume takes data and settings from the run; give only --out with it")
+        plan = runs.read_plan(out)
+        if (out / "result.json").exists():
+            say(f"{out} is finished already; this is its result")
+            _show(json.loads((out / "result.json").read_bytes()), out, as_json)
+            return
+        set_threads(threads or plan["threads"])
+        kept = plan["data"]
+        table = read_table(kept["source"], columns=kept["columns"], seed=kept["seed"])
+        runs.check_same(table, plan)
+    else:
+        if data is None:
+            raise WrongUse("DATA is missing; give a file or a built-in name such as galaxies")
+        set_threads(threads)
+        options, chosen = parse(flow, settings or [])
+        config = fit_config(chosen, minutes, steps, seed)
+        table = read_table(data, columns=columns.split(",") if columns else None, seed=config.seed)
+        gaps = checked(table, dequantise)
+        plan = make_plan(table, data, flow, options, config, gaps, columns)
+        out = out or runs.default_path(data, flow)
+        runs.begin(out, plan)
+    try:
+        result = train(out, plan, table, where, quiet)
+    except Interrupted as stop:
+        say(f"interrupted after step {stop.step:,}; go on with: rootflow fit --resume --out {out}")
+        raise typer.Exit(128 + stop.signal) from None
+    _show(result, out, as_json)
+
+
+def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({**result, "run": str(run)})
+        return
+    error = result["inverse_error"]
+    bounds = result["lipschitz"]
+    noised = ", ".join(result["dequantised"])
+    lines = {
+        "flow": f"{result['flow']} on {result['data']}, {result['parameters']:,} parameters",
+        "rows": f"{result['n_train']:,} train, {result['n_validation']:,} validation, "
+        f"{result['n_test']:,} test; {result['features']} columns",
+        "held-out": f"{nats(result['test_log_prob'], result['test_log_prob_se'])} nats per row"
+        + (f" (noise of one gap in {noised})" if noised else ""),
+        "round trip": f"{'–' if error is None else format(error, '.2g')} at most, in data units; "
+        f"{math.floor(1e4 * result['converged_fraction']) / 100:g} % of the rows converged",
+        "Lipschitz": f"at most {max(bounds):.4g} in each network, certified" if bounds else "–",
+        "training": f"{result['steps']:,} steps in {result['seconds']:.4g} s, "
+        f"best at {result['best_step']:,}; stopped by {result['stopped']}",
+        "report": str(run / "report.html"),
+    }
+    print_grid(list(lines.items()))

@@ -1,0 +1,31 @@
+"""``rootflow flows``: the flows of this version and their options."""
+
+import rootflow
+from rootflow.cli.common import Debug, Json, print_grid, print_json
+
+__all__ = ["flows"]
+
+
+def flows(as_json: Json = False, debug: Debug = False) -> None:
+    """List the flows, what each direction costs, and the options that --set takes."""
+    entries = rootflow.flows()
+    if as_json:
+        print_json({"flows": entries})
+        return
+    for entry in entries:
+        options = ", ".join(f"{name}={_word(value)}" for name, value in entry["options"].items())
+        print(f"{entry['name']}: {entry['summary']}")
+        print_grid([
+            ["  to score", entry["forward"]],
+            ["  to sample", entry["inverse"]],
+            ["  log-determinant", entry["log_det"]],
+            ["  options", options],
+            ["  source", entry["source"]],
+        ])  # fmt: skip
+
+
+def _word(value: object) -> str:
+    """The value as --set takes it."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)

@@ -1,0 +1,102 @@
+"""What is seen of a running fit on stderr, and how a signal ends it after the step at hand."""
+
+import os
+import signal
+import sys
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from rootflow.cli.common import say
+from rootflow.training import FitConfig
+
+__all__ = ["Progress", "Signals"]
+
+
+class Signals:
+    """While active, the first SIGINT or SIGTERM is noted in ``received``; the second one exits."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            raise SystemExit(128 + number)
+        self.received = number
+
+    def __enter__(self) -> Self:
+        self.before = {n: signal.signal(n, self._receive) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Progress:
+    """A bar on a terminal, a line every tenth elsewhere, nothing if ``quiet`` or CI is set.
+
+    ``step`` and ``seconds``: what a resumed fit has behind it. Call ``tick`` after each step.
+    """
+
+    def __init__(self, config: FitConfig, quiet: bool, step: int = 0, seconds: float = 0.0) -> None:
+        self.config, self.step = config, step
+        self.start, self.begin = step, time.monotonic()
+        self.before, self.validation = seconds, ""
+        self.offset = self.done = self._fraction()
+        self.shown = self.begin
+        self.silent = quiet or bool(os.environ.get("CI"))
+        self.bar: Bar | None = None
+        if not self.silent and sys.stderr.isatty():
+            columns = (BarColumn(30), TextColumn("{task.percentage:>3.0f} %  {task.description}"))
+            self.bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False)
+            self.task = self.bar.add_task("", total=1.0)
+
+    def __enter__(self) -> Self:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: TracebackType | object) -> None:
+        if self.bar is not None:
+            self._show()
+            self.bar.stop()
+
+    def _fraction(self) -> float:
+        seconds = self.before + time.monotonic() - self.begin
+        by_time = seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        by_step = self.step / self.config.steps if self.config.steps else 0.0
+        return min(max(by_time, by_step), 1.0)
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Remember the validation likelihood of a record."""
+        if record["kind"] == "validation":
+            self.validation = f", validation {record['log_prob']:.4f} nats"
+
+    def tick(self) -> None:
+        """One more step is done."""
+        self.step += 1
+        if self.silent:
+            return
+        tenth, self.done = int(self.done * 10), self._fraction()
+        if self.bar is None:
+            if int(self.done * 10) > tenth:
+                say(f"{self.done:4.0%}  {self._words()}")
+        elif time.monotonic() - self.shown > 0.1:
+            self._show()
+
+    def _show(self) -> None:
+        assert self.bar is not None
+        self.shown = time.monotonic()
+        self.bar.update(self.task, completed=self.done, description=self._words(), refresh=True)
+
+    def _words(self) -> str:
+        seconds = time.monotonic() - self.begin
+        rate = (self.step - self.start) / max(seconds, 1e-9)
+        left = seconds * (1 - self.done) / max(self.done - self.offset, 1e-9)
+        minutes, rest = divmod(round(min(left, 359_999)), 60)
+        return f"step {self.step:,}, {rate:.3g}/s, {minutes}:{rest:02d} left{self.validation}"

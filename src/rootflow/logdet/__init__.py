@@ -1,0 +1,6 @@
+"""Log-determinants of I + J with |J| < 1: exact, truncated with a bound, and unbiased, with their gradients."""
+
+from .exact import exact, inverse_and_log_det
+from .series import METHODS, Series, estimated, truncation_bound
+
+__all__ = ["METHODS", "Series", "estimated", "exact", "inverse_and_log_det", "truncation_bound"]
