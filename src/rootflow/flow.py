@@ -88,6 +88,15 @@ class Flow(nn.Module):
         """Draws without gradient, ``(*sample_shape, *context batch, *event)``."""
         return self.rsample(sample_shape, context, generator=generator)
 
+    @torch.no_grad()
+    def certificates(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Certified bound ``(rows,)`` on the error of every root found on the way from x ``(rows, *event)`` to z.
+
+        The largest over the blocks of (residual + rounding) / (1 - Lipschitz bound), each for the block's own
+        input and in its units; zero for closed formulas.
+        """
+        return self.transform.certificate(x, x, context)
+
     def distribution(self, context: Tensor | None = None) -> FlowDistribution:
         """This flow as a ``torch.distributions.Distribution``, conditioned on ``context``."""
         return FlowDistribution(self, context)

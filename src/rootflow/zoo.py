@@ -148,7 +148,8 @@ def load(directory: str | Path, device: str | torch.device | None = None) -> Flo
     config = read_config(Path(directory))
     recipe = config["flow"]
     try:
-        built = flow(recipe["name"], recipe["features"], recipe.get("context", 0), **recipe.get("options", {}))
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+            built = flow(recipe["name"], recipe["features"], recipe.get("context", 0), **recipe.get("options", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: config.json does not describe a known flow: {error}") from None
     built.restore(directory)

@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, cast
 
 import torch
 import typer
@@ -71,15 +71,16 @@ def print_json(content: Mapping[str, Any]) -> None:
 
 
 def print_grid(rows: Sequence[Sequence[str]], head: Sequence[str] = ()) -> None:
-    """A table on stdout, its first column flush left; as wide as its content, never cut off."""
+    """A table on stdout, its first column flush left; lines are folded on a terminal only."""
     grid = Grid(box=box.SIMPLE_HEAD if head else None, show_header=bool(head), pad_edge=False)
     for k, name in enumerate(head or rows[0]):
         grid.add_column(name, justify="right" if head and k else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(width=width, highlight=False, markup=False)
     with console.capture() as text:  # rich would end the program when the reader closes the pipe
-        console.print(grid, no_wrap=False)
+        console.print(grid)
     print("\n".join(line.rstrip() for line in text.get().rstrip().splitlines()))
 
 
@@ -143,7 +144,7 @@ def _fail(error: Exception, debug: bool) -> NoReturn:
     elif isinstance(error, WrongUse):
         code = 2
     elif isinstance(error, typer.BadParameter.__bases__):  # typer's own: unknown option and so on
-        code, text = 2, getattr(error, "message", text)
+        code, text = 2, cast(Any, error).format_message()
     elif not isinstance(error, RootflowError):
         text = f"unexpected {type(error).__name__}: {text}; --debug shows where"
     if debug:

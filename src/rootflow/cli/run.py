@@ -37,7 +37,7 @@ def describe(
     lowest = dict(zip(table.columns, map(float, table.values.min(0)), strict=True))
     return {
         "source": str(Path(source).resolve()) if Path(source).is_file() else source,
-        "name": table.name,
+        "name": Path(table.name).name,
         "columns": list(table.columns),
         "dtypes": list(table.dtypes),
         "seed": seed,
@@ -75,7 +75,7 @@ def read_plan(run: Path) -> dict[str, Any]:
     try:
         plan: dict[str, Any] = json.loads((run / "config.json").read_bytes())
         version = plan["format_version"]
-        known = {"flow", "data", "fit", "threads", "device"} <= plan.keys()
+        known = {"flow", "data", "fit", "threads"} <= plan.keys()
     except FileNotFoundError:
         raise CheckpointError(f"{run}: there is no run to resume; leave out --resume") from None
     except OSError as error:

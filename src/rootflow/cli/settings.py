@@ -80,6 +80,8 @@ def build_flow(name: str, features: int, options: Mapping[str, Any], seed: int) 
 def _literal(key: str, text: str) -> Any:
     """A JSON or TOML value, numbers separated by commas, or else the text itself."""
     value: Any = text
+    if text.startswith("(") and text.endswith(")"):
+        text = f"[{text[1:-1]}]"
     if text.lower() in ("none", "null"):
         return None
     for document in (f"value = {text}", f"value = [{text}]"):

@@ -3,6 +3,7 @@ r"""The exact route: one batched Jacobian serves the log-determinant, the root a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ from torch import Tensor
 
 from ..lipschitz import LipschitzNet, Tape, Weights
 
-__all__ = ["Solve", "chunks", "exact", "gather", "implicit_gradients", "inverse_and_log_det", "polish"]
+__all__ = ["Solve", "chunks", "exact", "gather", "inverse_and_log_det", "polish", "pull", "transposed_product"]
 
 Solve = Callable[[Tensor, Weights], Tensor]
-CACHE_ELEMENTS = 2**17
+CACHE_ELEMENTS = 2**20
 
 
 def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,10 +76,12 @@ def chunks(batch: int, weights: Weights, features: int) -> list[slice]:
 
 
 def gather(weights: Weights, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Gradients of the weights from those of the chunks: summed, or put side by side where they belong to rows."""
-    per_row = [False] * len(weights.matrices) + [b.dim() == 2 for b in weights.biases]
+    """Gradients of the input and of the weights from those of the chunks: side by side, or summed where shared."""
+    per_row = [True] + [False] * len(weights.matrices) + [b.dim() == 2 for b in weights.biases]
+    if len(parts) == 1:
+        return list(parts[0])
     return [
-        torch.cat(pieces) if rows else (pieces[0] if len(pieces) == 1 else torch.stack(pieces).sum(0))
+        torch.cat(pieces) if rows else torch.stack(pieces).sum(0)
         for rows, pieces in zip(per_row, zip(*parts, strict=True), strict=True)
     ]
 
@@ -97,63 +100,63 @@ class _Exact(torch.autograd.Function):
         ctx: Any, net: LipschitzNet, root: int, signs: tuple[int, ...], solve: Solve | None, at: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         weights = Weights.rebuild(tensors)
-        ctx.parts, outs, logs = [], [], []
-        for rows in chunks(*at.shape[:1], weights, at.shape[1]):
-            own, c = weights.rows(rows), at[rows]
-            y = c if solve is None else solve(c, own)
-            tape = Tape.record(y, own, net.activation)
-            inverses, log_dets = inverse_and_log_det(tape.jacobian, signs)
-            out = tape.value if solve is None else polish(y, c, tape.value, root, inverses[signs.index(root)])
-            ctx.parts.append((rows, tape, inverses))
-            outs.append(out)
-            logs.append(log_dets)
-        out = torch.cat(outs)
+        y = at if solve is None else solve(at, weights)
+        rows = chunks(len(at), weights, at.shape[1])
+        tapes = [Tape.record(y[r], weights.rows(r), net.activation) for r in rows]
+        inverses, log_dets = inverse_and_log_det(torch.cat([t.jacobian for t in tapes]), signs)
+        out = torch.cat([t.value for t in tapes])
+        if solve is not None:
+            out = polish(y, at, out, root, inverses[signs.index(root)])
         ctx.net, ctx.root, ctx.signs, ctx.implicit = net, root, signs, solve is not None
+        ctx.rows, ctx.tapes, ctx.inverses = rows, tapes, inverses
         ctx.save_for_backward(out if ctx.implicit else at, *tensors)
-        return out, torch.cat(logs, 1)
+        return out, log_dets
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return None, None, None, None, *_exact_backward_on_graph(ctx, *gradients)
-        grads_at, grads = [], []
-        for rows, tape, inverses in ctx.parts:
-            grad_out, grad_logs = gradients[0][rows], gradients[1][:, rows]
-            weighted = grad_logs * grad_logs.new_tensor(ctx.signs)[:, None]
-            # d log det(I + sJ) = tr((I + sJ)^-1 s dJ)
-            grad_jac = (inverses * weighted[:, None, None]).sum(0).permute(2, 1, 0)
-            slope_grads, matrix_grads = tape.pull_jacobian(grad_jac.contiguous())
-            if ctx.implicit:
-                inverse = inverses[ctx.signs.index(ctx.root)]
-
-                def adjoint(v: Tensor, inverse: Tensor = inverse) -> Tensor:
-                    return (inverse * v.t()[None]).sum(1).t()
-
-                u, found = implicit_gradients(tape, grad_out, slope_grads, matrix_grads, ctx.root, adjoint)
-            else:
-                u, pulled = tape.pull_value(grad_out, slope_grads)
-                found = tape.pull_weights(grad_out, pulled, matrix_grads)
-            grads_at.append(u)
-            grads.append(found)
+        grad_out, grad_logs = gradients
+        weighted = grad_logs * grad_logs.new_tensor(ctx.signs)[:, None]
+        # d log det(I + sJ) = tr((I + sJ)^-1 s dJ)
+        grad_jac = (ctx.inverses * weighted[:, None, None]).sum(0).permute(2, 1, 0).contiguous()
+        inverse = ctx.inverses[ctx.signs.index(ctx.root)] if ctx.implicit else None
+        parts = []
+        for rows, tape in zip(ctx.rows, ctx.tapes, strict=True):
+            adjoint = None if inverse is None else partial(transposed_product, inverse[..., rows])
+            pulled = tape.pull_jacobian(grad_jac[rows])
+            parts.append(pull(tape, grad_out[rows], *pulled, ctx.root, adjoint))
         weights = Weights.rebuild(ctx.saved_tensors[1:])
-        return None, None, None, None, torch.cat(grads_at), *gather(weights, grads)
+        return None, None, None, None, *gather(weights, parts)
 
 
-def implicit_gradients(
+def transposed_product(inverse: Tensor, v: Tensor) -> Tensor:
+    """Solve (I + sJ)^T u = v, ``(batch, d)``, with the inverse ``[o, i, b]``."""
+    return (inverse * v.t()[None]).sum(1).t()
+
+
+def pull(
     tape: Tape,
-    grad_y: Tensor,
+    grad_out: Tensor,
     slope_grads: list[Tensor],
     matrix_grads: list[Tensor],
     root: int,
-    adjoint: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Gradients of c and of the weights at a root of y + root g(y) = c; ``adjoint`` solves (I + root J)^T u = v."""
+    adjoint: Callable[[Tensor], Tensor] | None,
+) -> tuple[Tensor, ...]:
+    """Gradients of the input and of the weights, given those of the output and, through J, of slopes and matrices.
+
+    Without ``adjoint`` the output is g(y) and the input y. With it, the output is the root y of y + root g(y) = c and the
+    input c; ``adjoint`` solves (I + root J)^T u = v.
+    """
+    if adjoint is None:
+        grad_at, pulled = tape.pull_value(grad_out, slope_grads)
+        return grad_at, *tape.pull_weights(grad_out, pulled, matrix_grads)
     more, pulled = tape.pull_value(None, slope_grads)
-    u = adjoint(grad_y + more)
+    u = adjoint(grad_out + more)
     down = u * -root
     _, pulled_down = tape.pull_value(down, None)
     both = [p.add_(q) for p, q in zip(pulled_down, pulled, strict=True)]
-    return u, tape.pull_weights(down, both, matrix_grads)
+    return u, *tape.pull_weights(down, both, matrix_grads)
 
 
 def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> tuple[Tensor, ...]:
@@ -166,17 +169,17 @@ def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> t
     log_dets = torch.stack([torch.linalg.slogdet(eye + s * tape.jacobian)[1] for s in ctx.signs])
     variables = [y, *aliases]
 
-    def pull(outputs: Tensor, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    def back(outputs: Tensor, gradient: Tensor, inputs: list[Tensor]) -> list[Tensor]:
         found = torch.autograd.grad(outputs, inputs, gradient, create_graph=True, allow_unused=True)
         return [torch.zeros_like(t) if f is None else f for f, t in zip(found, inputs, strict=True)]
 
-    grad_y, *grads = pull(log_dets, grad_logs, variables)
+    grad_y, *grads = back(log_dets, grad_logs, variables)
     if not ctx.implicit:
-        more_y, *more = pull(tape.value, grad_out, variables)
+        more_y, *more = back(tape.value, grad_out, variables)
         return (grad_y + more_y, *(a + b for a, b in zip(grads, more, strict=True)))
     matrix = eye + ctx.root * tape.jacobian  # [b, i, o], the transpose of dF/dy
     u = torch.linalg.solve(matrix, (grad_out + grad_y).unsqueeze(-1)).squeeze(-1)
-    more = pull(tape.value, -ctx.root * u, aliases)
+    more = back(tape.value, -ctx.root * u, aliases)
     return (u, *(a + b for a, b in zip(grads, more, strict=True)))
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from ..lipschitz import LipschitzNet, Tape, Weights
 from ..solvers import Problem, find_root
-from .exact import Solve, chunks, gather, implicit_gradients, inverse_and_log_det, polish
+from .exact import Solve, chunks, gather, inverse_and_log_det, polish, pull, transposed_product
 
 __all__ = ["METHODS", "Series", "estimated", "truncation_bound"]
 
@@ -95,7 +96,7 @@ def _pull(u: Tensor, slopes: Sequence[Tensor], tape: Tape) -> Tensor:
     return u
 
 
-def _adjoint(tape: Tape, v: Tensor, root: int, lipschitz: float) -> Tensor:
+def _adjoint(tape: Tape, root: int, lipschitz: float, v: Tensor) -> Tensor:
     """u with u + root J^T u = v, by the safeguarded solver, to a relative tolerance."""
     size = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
 
@@ -139,55 +140,44 @@ class _Estimated(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weights = Weights.rebuild(tensors)
-        ctx.parts, outs, logs = [], [], []
-        for rows in chunks(len(at), weights, at.shape[1] if coefficients is None else probes.shape[1]):
-            own, c, v = weights.rows(rows), at[rows], probes[rows]
-            y = c if solve is None else solve(c, own)
-            inverse = None
-            if coefficients is None:  # exact value, only the gradient is probed
-                tape = Tape.record(y, own, net.activation)
-                inverses, log_dets = inverse_and_log_det(tape.jacobian, signs)
-                # left is s (I + sJ)^-T v
-                left = [s * torch.einsum("oib,bpi->bpo", a, v) for s, a in zip(signs, inverses, strict=True)]
-                inverse = None if solve is None else inverses[signs.index(root)]
-            else:
-                tape = Tape.record(y, own, net.activation, v[:, :0])
-                log_dets, left = _summed(tape, v, signs, coefficients)
-            out = tape.value
-            if inverse is not None:
-                out = y = polish(y, c, tape.value, root, inverse)
-            elif solve is not None:
-                out = y
-            ctx.parts.append((rows, own, y, v, left, inverse))
-            outs.append(out)
-            logs.append(log_dets)
-        ctx.net, ctx.root, ctx.implicit = net, root, solve is not None
-        return torch.cat(outs), torch.cat(logs, 1)
+        y = at if solve is None else solve(at, weights)
+        rows = chunks(len(at), weights, at.shape[1] if coefficients is None else probes.shape[1])
+        inverse = None
+        if coefficients is None:  # exact value, only the gradient is probed
+            tapes = [Tape.record(y[r], weights.rows(r), net.activation) for r in rows]
+            inverses, log_dets = inverse_and_log_det(torch.cat([t.jacobian for t in tapes]), signs)
+            left = [s * torch.einsum("oib,bpi->bpo", a, probes) for s, a in zip(signs, inverses, strict=True)]
+        else:
+            tapes = [Tape.record(y[r], weights.rows(r), net.activation, probes[r, :0]) for r in rows]
+            summed = [_summed(t, probes[r], signs, coefficients) for r, t in zip(rows, tapes, strict=True)]
+            log_dets = torch.cat([s[0] for s in summed], 1)
+            left = [torch.cat(u) for u in zip(*(s[1] for s in summed), strict=True)]
+        out = torch.cat([t.value for t in tapes])
+        if solve is not None:
+            inverse = None if coefficients is not None else inverses[signs.index(root)]
+            out = y = y.clone() if inverse is None else polish(y, at, out, root, inverse)
+        ctx.net, ctx.root, ctx.implicit, ctx.rows, ctx.inverse = net, root, solve is not None, rows, inverse
+        ctx.save_for_backward(y, probes, *left, *tensors)
+        return out, log_dets
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grads_at, grads = [], []
-        for rows, weights, y, v, left, inverse in ctx.parts:
-            grad_out, grad_logs = gradients[0][rows], gradients[1][:, rows]
-            tape = Tape.record(y, weights, ctx.net.activation, v)
-            cotangent = torch.stack([u * g[:, None, None] for u, g in zip(left, grad_logs, strict=True)]).sum(0)
-            slope_grads, matrix_grads = tape.pull_jacobian(cotangent / v.shape[1])
-            if ctx.implicit:
-
-                def adjoint(w: Tensor, tape: Tape = tape, inverse: Tensor | None = inverse) -> Tensor:
-                    if inverse is None:
-                        return _adjoint(tape, w, ctx.root, ctx.net.lipschitz)
-                    return (inverse * w.t()[None]).sum(1).t()
-
-                u, found = implicit_gradients(tape, grad_out, slope_grads, matrix_grads, ctx.root, adjoint)
-            else:
-                u, pulled = tape.pull_value(grad_out, slope_grads)
-                found = tape.pull_weights(grad_out, pulled, matrix_grads)
-            grads_at.append(u)
-            grads.append(found)
-        weights = Weights(ctx.parts[0][1].matrices, ctx.parts[0][1].biases)
-        return *(None,) * 6, torch.cat(grads_at), *gather(weights, grads)
+        grad_out, grad_logs = gradients
+        y, probes, *rest = ctx.saved_tensors
+        left, weights = rest[: len(grad_logs)], Weights.rebuild(rest[len(grad_logs) :])
+        cotangent = torch.stack([u * g[:, None, None] for u, g in zip(left, grad_logs, strict=True)]).sum(0)
+        cotangent /= probes.shape[1]
+        parts = []
+        for r in ctx.rows:
+            tape = Tape.record(y[r], weights.rows(r), ctx.net.activation, probes[r])
+            adjoint = None
+            if ctx.inverse is not None:
+                adjoint = partial(transposed_product, ctx.inverse[..., r])
+            elif ctx.implicit:
+                adjoint = partial(_adjoint, tape, ctx.root, ctx.net.lipschitz)
+            parts.append(pull(tape, grad_out[r], *tape.pull_jacobian(cotangent[r]), ctx.root, adjoint))
+        return *(None,) * 6, *gather(weights, parts)
 
 
 def estimated(

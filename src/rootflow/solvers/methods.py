@@ -117,8 +117,8 @@ METHODS: dict[str, Callable[[int], _Rule]] = {
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """Residual, relative to 1 + |z|, that rounding lets every row reach: 16 machine epsilons."""
-    return 16 * torch.finfo(dtype).eps
+    """Residual, relative to 1 + |z|, that rounding lets every row reach: 32 machine epsilons."""
+    return 32 * torch.finfo(dtype).eps
 
 
 def _norm(v: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def find_root(
     """Solve ``problem(z) = 0`` for each row of ``start`` ``(batch, d)`` by itself.
 
     A plain callable is a Problem without gradients to anything. A row has converged when its residual is at
-    most ``tol * (1 + |z|)`` (default: 16 machine epsilons). ``start`` gets no gradient: a root does not depend on where
+    most ``tol * (1 + |z|)`` (default: 32 machine epsilons). ``start`` gets no gradient: a root does not depend on where
     the search began. ``adjoint``: "implicit" attaches the exact derivative of the root with respect to
     ``problem.tensors``, differentiable again; "none" returns a constant.
 

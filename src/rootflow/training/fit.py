@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, RootflowError
+from ..errors import DataError, NotConverged, RootflowError
 from ..flow import Flow
 from ..transforms import Standardise
 from .checkpoint import read_state, write_state
@@ -121,13 +122,17 @@ class _Trainer:
         rate = self.learning_rate(progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        log_prob = self.flow.log_prob(x, context)
-        loss = -log_prob.mean() if weight is None else -(weight * log_prob).sum() / weight.sum()
+        self.flow.apply(self._reseed)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True)
+        loss, norm = math.nan, math.nan
+        with contextlib.suppress(NotConverged):  # then the step counts as skipped
+            log_prob = self.flow.log_prob(x, context)
+            objective = -log_prob.mean() if weight is None else -(weight * log_prob).sum() / weight.sum()
+            objective.backward()  # type: ignore[no-untyped-call]
+            loss = float(objective.detach())
+            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
         self.step += 1
-        if math.isfinite(float(norm)) and math.isfinite(float(loss.detach())):
+        if math.isfinite(norm) and math.isfinite(loss):
             self.optimiser.step()
             self.in_a_row = 0
             decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -135,7 +140,11 @@ class _Trainer:
                 torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
         else:
             self._skip()
-        return float(loss.detach()), float(norm), rate
+        return loss, norm, rate
+
+    def _reseed(self, module: torch.nn.Module) -> None:
+        if hasattr(module, "draws"):  # random terms and probes follow from seed and step alone
+            module.draws = (self.config.seed * 1_000_003 + self.step) * 1009
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -168,7 +177,7 @@ class _Trainer:
 
     @torch.no_grad()
     def restore(self, saved: dict[str, Tensor]) -> None:
-        """The way back from ``tensors``; raises CheckpointError-free KeyError only for a foreign state."""
+        """The way back from ``tensors``."""
         for k, b in self.flow.named_buffers():
             b.copy_(saved[f"buffer.{k}"])
         for group, values in {"parameter": self.parameters, "average": self.average, "best": self.best}.items():

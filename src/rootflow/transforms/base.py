@@ -30,6 +30,10 @@ class Transform(nn.Module):
         """Latent ``(batch, *event)`` to data and log_det ``(batch,)`` of that direction."""
         raise NotImplementedError
 
+    def certificate(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        """Bound ``(batch,)`` on the distance of z from the exact image of x; zero where a formula gives it."""
+        return x.new_zeros(x.shape[0])
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data ``(..., *event)`` to latent of the same shape and log_det ``(...)`` in nats."""
         return self._call("forward", self.to_latent, x, context)
@@ -96,6 +100,15 @@ class Compose(Transform):
             x, log_det = t.to_latent(x, context)
             total = total + log_det
         return x, total
+
+    def certificate(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        """The largest certificate among the parts, each for its own input."""
+        worst = x.new_zeros(x.shape[0])
+        for t in self._parts():
+            y, _ = t.to_latent(x, context)
+            worst = torch.maximum(worst, t.certificate(x, y, context))
+            x = y
+        return worst
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = z.new_zeros(z.shape[0])

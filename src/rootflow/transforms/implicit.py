@@ -86,6 +86,17 @@ class _RootBlock(Transform):
         problem = Problem(residual, tensors, frozenset(per_row), net.lipschitz, jacobian)
         return find_root(problem, c, method=self.solver, adjoint="none").value
 
+    def _certificate(self, k: int, y: Tensor, c: Tensor, doubt: Tensor | float, context: Tensor | None) -> Tensor:
+        """Bound on |y - root| for y + g_k(y) = c, where c itself may be off by ``doubt``; rounding included."""
+        net = self._net(k)
+        weights = net.prepare(context)
+        norm = partial(torch.linalg.vector_norm, dim=-1)
+        g = net.value(y, weights)
+        residual = norm(y + g - c)
+        rounding = net.rounding(y, weights) + torch.finfo(y.dtype).eps * 2 * (norm(y) + norm(g) + norm(c))
+        result: Tensor = (residual + rounding + doubt) / (1 - net.bound())
+        return result
+
     def _generator(self) -> torch.Generator:
         self.draws += 1
         return torch.Generator().manual_seed(self.draws)
@@ -128,6 +139,11 @@ class ImplicitBlock(_RootBlock):
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, 0, 1)
 
+    def certificate(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        net = self._net(0)
+        weights = net.prepare(context)
+        return self._certificate(1, z, x + net.value(x, weights), net.rounding(x, weights), context)
+
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._map(z, context, 1, 0)
 
@@ -142,6 +158,9 @@ class MonotoneBlock(_RootBlock):
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._map(x, context, 1)
+
+    def certificate(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
+        return SQRT2 * self._certificate(0, (x + z) / SQRT2, SQRT2 * x, 0.0, context)
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self._map(z, context, -1)
