@@ -1,0 +1,258 @@
+"""The laws that every flow of the registry obeys, over drawn options, seeds, dtypes and edge values."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import rootflow
+from rootflow.zoo import ZOO
+
+ACTIVATIONS = ["sin", "lipswish", "clipswish", "cpila", "tanh", "elu"]
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
+
+
+def wild(name, features, *, seed=0, spread=1.0, context=0, dtype=torch.float64, **options):
+    """A flow far from its start, its parameters drawn with standard deviation ``spread`` around it."""
+    options = {"blocks": 2, "hidden": (8, 7), **options}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        flow = rootflow.flow(name, features, context, **options).to(dtype)
+        with torch.no_grad():
+            for key, p in flow.named_parameters():
+                # linear layers and scales stay moderate: their conditioning is not the law under test
+                p.add_(torch.randn_like(p) * (spread if "nets" in key else 0.2))
+    return flow.eval()
+
+
+def points(rows, features, seed=0, dtype=torch.float64):
+    return torch.randn(rows, features, generator=torch.Generator().manual_seed(seed), dtype=dtype) * 2
+
+
+def jacobian(flow, x, context=None):
+    def one(v, k):
+        return flow(v[None], None if context is None else context[k : k + 1])[0][0]
+
+    return torch.stack(
+        [torch.autograd.functional.jacobian(lambda v, k=k: one(v, k), x[k]) for k in range(len(x))]
+    )
+
+
+drawn = given(
+    seed=st.integers(0, 2**20),
+    features=st.integers(1, 5),
+    spread=st.sampled_from([0.1, 1.0, 10.0]),
+    activation=st.sampled_from(ACTIVATIONS),
+    hidden=st.sampled_from([(6,), (8, 7), (6, 5, 4)]),
+    context=st.sampled_from([0, 2]),
+    actnorm=st.booleans(),
+    linear=st.sampled_from(["lu", None]),
+)
+every_flow = pytest.mark.parametrize("name", sorted(ZOO))
+
+
+@every_flow
+@drawn
+def test_log_det_is_that_of_the_jacobian(name, seed, features, context, **options):
+    flow = wild(name, features, seed=seed, context=context, **options)
+    x = points(4, features, seed)
+    c = points(4, context, seed + 1) if context else None
+    exact = torch.linalg.slogdet(jacobian(flow, x, c))
+    log_det = flow(x, c)[1]
+    assert log_det.shape == (4,)
+    torch.testing.assert_close(log_det, exact.logabsdet, rtol=1e-9, atol=1e-9)
+
+
+@every_flow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@drawn
+def test_round_trip_and_cancelling_log_dets(name, dtype, seed, features, context, **options):
+    flow = wild(name, features, seed=seed, context=context, dtype=dtype, **options)
+    x = points(20, features, seed, dtype)
+    c = points(20, context, seed + 1, dtype) if context else None
+    z, log_det = flow(x, c)
+    back, log_det_back = flow.inverse(z, c)
+    assert z.dtype == log_det.dtype == back.dtype == dtype
+    torch.testing.assert_close(back, x, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    tolerance = 10 * TOLERANCE[dtype]
+    torch.testing.assert_close(log_det + log_det_back, torch.zeros_like(log_det), rtol=0, atol=tolerance)
+
+
+@every_flow
+@pytest.mark.parametrize("solver", ["fixed-point", "anderson", "broyden", "newton", "auto"])
+def test_gradients_equal_finite_differences_in_both_directions(name, solver):
+    flow = wild(name, 2, hidden=(3, 2), blocks=1, solver=solver, context=1, activation="sin")
+    x = points(2, 2).requires_grad_()
+    c = points(2, 1, 1).requires_grad_()
+    chosen = {k: v for k, v in flow.named_parameters() if "context_net.0" not in k}
+    keys, values = list(chosen), list(chosen.values())
+
+    def call(method, x, c, *values):
+        pair = dict(zip(keys, values, strict=True))
+        wrapped = _Method(flow, method)
+        return torch.func.functional_call(wrapped, {f"flow.{k}": v for k, v in pair.items()}, (x, c))
+
+    for method in ("log_prob", "inverse"):
+        assert torch.autograd.gradcheck(
+            lambda *a, m=method: call(m, *a), (x, c, *values), eps=1e-6, atol=1e-7, rtol=1e-6
+        )
+
+
+class _Method(torch.nn.Module):
+    """Lets functional_call reach a method other than forward."""
+
+    def __init__(self, flow, method):
+        super().__init__()
+        self.flow, self.method = flow, method
+
+    def forward(self, x, c):
+        return getattr(self.flow, self.method)(x, c)
+
+
+@every_flow
+@pytest.mark.parametrize("activation", ["sin", "lipswish", "cpila"])
+def test_second_derivatives_equal_finite_differences(name, activation):
+    flow = wild(name, 2, hidden=(2, 2), blocks=1, activation=activation)
+    x = points(2, 2).requires_grad_()
+    w = flow.transform.transforms[-3].nets[0].weights[1]
+    assert torch.autograd.gradgradcheck(lambda x, _: flow.log_prob(x), (x, w))
+    assert torch.autograd.gradgradcheck(lambda x, _: flow.inverse(x)[0], (x, w))
+
+
+@every_flow
+def test_the_density_integrates_to_one(name):
+    grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    flow = wild(name, 1, seed=3)
+    mass = torch.trapezoid(flow.log_prob(grid[:, None]).exp(), grid)
+    assert abs(float(mass) - 1) < 1e-6
+    axis = torch.linspace(-14, 14, 401, dtype=torch.float64)
+    flow = wild(name, 2, seed=4)
+    x, y = torch.meshgrid(axis, axis, indexing="ij")
+    with torch.no_grad():
+        density = flow.log_prob(torch.stack([x, y], -1)).exp()
+    assert abs(float(torch.trapezoid(torch.trapezoid(density, axis), axis)) - 1) < 1e-4
+
+
+@every_flow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_batch_of_one_equals_a_batch_of_many(name, dtype):
+    flow = wild(name, 3, seed=5, dtype=dtype)
+    x = points(50, 3, dtype=dtype)
+    tolerance = 100 * torch.finfo(dtype).eps
+    alone = torch.cat([flow.log_prob(row[None]) for row in x])
+    torch.testing.assert_close(flow.log_prob(x), alone, rtol=tolerance, atol=10 * tolerance)
+    back = torch.cat([flow.inverse(row[None])[0] for row in x])
+    torch.testing.assert_close(flow.inverse(x)[0], back, rtol=tolerance, atol=10 * tolerance)
+
+
+@every_flow
+def test_leading_dimensions_and_context_broadcast(name):
+    flow = wild(name, 3, context=2)
+    x, c = points(8, 3).view(2, 4, 3), points(4, 2)
+    flat = flow.log_prob(x.reshape(8, 3), c.repeat(2, 1))
+    torch.testing.assert_close(flow.log_prob(x, c), flat.view(2, 4))
+    assert flow.log_prob(x[0, 0], c[0]).shape == ()
+    assert flow.sample((5,), c, generator=torch.Generator().manual_seed(0)).shape == (5, 4, 3)
+    assert flow.log_prob(x[:, :0], c[:0]).shape == (2, 0)
+    with pytest.raises(ValueError, match="context of width 2"):
+        flow.log_prob(x)
+    with pytest.raises(ValueError, match="do not broadcast"):
+        flow.log_prob(points(3, 3), c)
+    with pytest.raises(ValueError, match=r"trailing dimensions must be \(3,\)"):
+        flow.log_prob(points(3, 4), c[:3])
+
+
+@every_flow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_finite_at_edge_values(name, dtype):
+    flow = wild(name, 2, spread=3.0, dtype=dtype)
+    tiny = torch.finfo(dtype).tiny
+    x = torch.tensor([[0, 0], [tiny, -tiny], [1e4, -1e4], [1e-30, 1e4], [30, 30]], dtype=dtype)
+    x.requires_grad_()
+    log_prob = flow.log_prob(x)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), x)
+    assert torch.isfinite(log_prob).all()
+    assert torch.isfinite(gradient).all()
+    z, _ = flow(x)
+    torch.testing.assert_close(flow.inverse(z)[0], x, rtol=1e-4, atol=1e-2 if dtype == torch.float32 else 1e-8)
+
+
+@every_flow
+@pytest.mark.parametrize("context", [0, 2])
+def test_saved_and_loaded_flows_are_equal(name, context, tmp_path):
+    flow = wild(name, 3, context=context)
+    flow.save(tmp_path / "model")
+    again = rootflow.load(tmp_path / "model")
+    x, c = points(6, 3), points(6, 2) if context else None
+    assert torch.equal(flow.log_prob(x, c), again.log_prob(x, c))
+    assert list(flow.state_dict()) == list(again.state_dict())
+
+
+@every_flow
+def test_draws_are_deterministic_given_a_generator_and_match_their_density(name):
+    flow = wild(name, 2)
+    a = flow.sample((100,), generator=torch.Generator().manual_seed(1))
+    b = flow.sample((100,), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(a, b)
+    x, log_prob = flow.rsample_and_log_prob((50,), generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=1e-8, atol=1e-8)
+    x.sum().backward()
+    assert all(p.grad is not None for key, p in flow.named_parameters() if "nets" in key)
+
+
+@every_flow
+def test_every_parameter_gets_a_gradient(name):
+    flow = wild(name, 3, context=2, activation="lipswish").train()
+    flow.log_prob(points(10, 3), points(10, 2, 1)).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in flow.parameters())
+
+
+@every_flow
+def test_a_flow_is_a_torch_distribution(name):
+    d = wild(name, 2, context=1).distribution(points(3, 1))
+    assert d.batch_shape == (3,)
+    assert d.event_shape == (2,)
+    assert d.log_prob(points(3, 2)).shape == (3,)
+    with pytest.raises(ValueError, match="within the support"):
+        d.log_prob(torch.full((3, 2), math.nan, dtype=torch.float64))
+
+
+@every_flow
+def test_certificates_hold_against_float64(name):
+    """Every block's float32 image lies within its certificate of the float64 image."""
+    for spread in (0.1, 1.0, 10.0):
+        flow = wild(name, 3, spread=spread, hidden=(32, 32), dtype=torch.float32)
+        exact = wild(name, 3, spread=spread, hidden=(32, 32), dtype=torch.float32).double()
+        x = points(500, 3, dtype=torch.float32)
+        with torch.no_grad():
+            for block, twin in zip(flow.transform.transforms, exact.transform.transforms, strict=True):
+                z, truth = block(x)[0], twin(x.double())[0]
+                if hasattr(block, "nets") and name != "residual":
+                    error = torch.linalg.vector_norm(z.double() - truth, dim=-1)
+                    bound = block.certificate(x, z, None)
+                    assert bool((error <= bound).all())
+                    assert float(bound.max()) < 1e-1
+                x = z
+        assert bool((flow.certificates(x) >= 0).all())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rootflow.flow("splines", 2), "choose one of implicit, residual, monotone"),
+        (lambda: rootflow.flow("implicit", 2, width=3), "implicit has no option 'width'"),
+        (lambda: rootflow.flow("implicit", 0), "at least one feature"),
+        (lambda: rootflow.flow("implicit", 2, blocks=0), "blocks=0"),
+        (lambda: rootflow.flow("implicit", 2, lipschitz=1.0), "strictly between 0 and 1"),
+        (lambda: rootflow.flow("implicit", 2, activation="relu"), "sin, lipswish"),
+        (lambda: rootflow.flow("implicit", 2, hidden=()), "at least one positive width"),
+        (lambda: rootflow.flow("implicit", 2, linear="qr"), "linear='qr'"),
+        (lambda: rootflow.flow("implicit", 2, solver="bisect"), "fixed-point, anderson"),
+        (lambda: rootflow.flow("implicit", 2, logdet="guess"), "logdet='guess'"),
+    ],
+)
+def test_wrong_use_names_what_would_be_right(call, message):
+    with torch.random.fork_rng(), pytest.raises(ValueError, match=message):
+        call()
