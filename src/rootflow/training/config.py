@@ -23,7 +23,7 @@ class FitConfig(BaseModel):
     minutes: Positive | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=1)] = 512
-    lr: Positive = 5e-3
+    lr: Positive = 1e-2
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive = 5.0
