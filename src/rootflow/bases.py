@@ -23,11 +23,12 @@ class Normal(nn.Module):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats: ``(..., *event)`` to ``(...)``."""
-        d = math.prod(self.event)
-        return -0.5 * z.square().flatten(z.dim() - len(self.event)).sum(-1) - 0.5 * d * math.log(2 * math.pi)
+        squared = z.square().flatten(z.dim() - len(self.event)).sum(-1)
+        return -0.5 * squared - 0.5 * math.prod(self.event) * math.log(2 * math.pi)
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Draws ``(*shape, *event)`` in the dtype and on the device of the module."""
+        like = self.anchor
         return torch.randn(
-            *shape, *self.event, generator=generator, dtype=self.anchor.dtype, device=self.anchor.device
+            *shape, *self.event, generator=generator, dtype=like.dtype, device=like.device
         )

@@ -20,10 +20,16 @@ class Flow(nn.Module):
     """Density of x with z = transform(x) and z distributed as ``base``.
 
     ``recipe`` is the plain dictionary that the registry can build the same flow from again; a flow
-    made by hand has none and cannot be saved by ``save``. All densities are in nats per sample, in units of x.
+    made by hand has none and cannot be saved by ``save``. All densities are in nats per sample, in
+    units of x.
     """
 
-    def __init__(self, transform: Transform, base: nn.Module | None = None, recipe: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        transform: Transform,
+        base: nn.Module | None = None,
+        recipe: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.transform = transform
         self.base = Normal(transform.event) if base is None else base
@@ -61,7 +67,7 @@ class Flow(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Differentiable draws ``(*sample_shape, *context batch, *event)`` and their log-densities."""
+        """Differentiable draws ``(*sample_shape, *context batch, *event)``, their log-densities."""
         batch = () if context is None else tuple(context.shape[:-1])
         z = self.base.sample((*sample_shape, *batch), generator)  # type: ignore[operator]
         x, log_det = self.inverse(z, context)
@@ -90,10 +96,10 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def certificates(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Certified bound ``(rows,)`` on the error of every root found on the way from x ``(rows, *event)`` to z.
+        """Certified bound ``(rows,)`` on the error of every root found from x ``(rows, *event)`` to z.
 
-        The largest over the blocks of (residual + rounding) / (1 - Lipschitz bound), each for the block's own
-        input and in its units; zero for closed formulas.
+        The largest over the blocks of (residual + rounding) / (1 - Lipschitz bound), each for the
+        block's own input and in its units; zero for closed formulas.
         """
         return self.transform.certificate(x, x, context)
 
@@ -102,9 +108,11 @@ class Flow(nn.Module):
         return FlowDistribution(self, context)
 
     def save(self, directory: str | Path) -> None:
-        """Write config.json, model.safetensors and manifest.json; ``rootflow.load`` reads them back."""
+        """Write config.json, model.safetensors and manifest.json for ``rootflow.load``."""
         if self.recipe is None:
-            raise ValueError("this flow was put together by hand; only flows made by rootflow.flow can be saved")
+            raise ValueError(
+                "this flow was put together by hand; only flows made by rootflow.flow can be saved"
+            )
         save_directory(Path(directory), self.recipe, self.state_dict())
 
     def restore(self, directory: str | Path) -> None:
@@ -118,7 +126,9 @@ class FlowDistribution(torch.distributions.Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     has_rsample = True
 
-    def __init__(self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None
+    ) -> None:
         self.flow, self.context = flow, context
         batch = torch.Size() if context is None else context.shape[:-1]
         super().__init__(batch, torch.Size(flow.event), validate_args=validate_args)
@@ -126,7 +136,7 @@ class FlowDistribution(torch.distributions.Distribution):
     @property
     def support(self) -> torch.distributions.constraints.Constraint:
         """All of R^n."""
-        return torch.distributions.constraints.independent(
+        return torch.distributions.constraints.independent(  # type: ignore[no-untyped-call]
             torch.distributions.constraints.real, len(self.flow.event)
         )
 
@@ -136,11 +146,11 @@ class FlowDistribution(torch.distributions.Distribution):
             self._validate_sample(value)
         return self.flow.log_prob(value, self.context)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Differentiable draws."""
         return self.flow.rsample(tuple(sample_shape), self.context)
 
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:  # type: ignore[override]
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws without gradient."""
         return self.flow.sample(tuple(sample_shape), self.context)
 
@@ -150,4 +160,5 @@ class FlowDistribution(torch.distributions.Distribution):
             if tuple(batch_shape):
                 raise NotImplementedError("a flow without context has no batch to expand")
             return FlowDistribution(self.flow)
-        return FlowDistribution(self.flow, self.context.expand(*batch_shape, self.context.shape[-1]))
+        context = self.context.expand(*batch_shape, self.context.shape[-1])
+        return FlowDistribution(self.flow, context)

@@ -1,4 +1,4 @@
-"""Files of a saved flow: JSON, safetensors and checksums, written whole or not at all, never pickled."""
+"""Files of a saved flow: JSON, safetensors, checksums; written whole or not at all, no pickle."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 
-__all__ = ["FORMAT_VERSION", "load_directory", "read_config", "save_directory", "write_atomically", "write_json"]
+__all__ = [
+    "FORMAT_VERSION", "load_directory", "read_config", "save_directory", "write_atomically",
+    "write_json",
+]  # fmt: skip
 
 FORMAT_VERSION = 1
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary neighbour, flush to disk, rename: the old file stays until the new one is whole."""
+    """Write to a temporary neighbour, flush to disk, rename: no file is ever half written."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as f:
@@ -43,7 +46,9 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def save_directory(directory: Path, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+def save_directory(
+    directory: Path, recipe: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
     """Write config.json (unless there), model.safetensors and manifest.json into ``directory``."""
     directory.mkdir(parents=True, exist_ok=True)
     config_path = directory / "config.json"
@@ -62,7 +67,9 @@ def _read(directory: Path, name: str) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{directory}: there is no {name}; is this a directory written by rootflow?") from None
+        raise CheckpointError(
+            f"{directory}: there is no {name}; is this a directory written by rootflow?"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
 
@@ -76,10 +83,13 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(raw)
         version = config["format_version"]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-        raise CheckpointError(f"{directory / 'config.json'}: not a rootflow configuration") from None
+        raise CheckpointError(
+            f"{directory / 'config.json'}: not a rootflow configuration"
+        ) from None
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{directory}: format version {version} is newer than this rootflow reads ({FORMAT_VERSION}); upgrade rootflow"
+            f"{directory}: format version {version} is newer than this rootflow reads "
+            f"({FORMAT_VERSION}); upgrade rootflow"
         )
     try:
         manifest = json.loads(_read(directory, "manifest.json"))
@@ -88,7 +98,9 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{directory / 'manifest.json'}: damaged") from None
     for name in ("config.json", "model.safetensors"):
         if expected.get(name) != _digest(_read(directory, name)):
-            raise CheckpointError(f"{directory / name}: the checksum does not match manifest.json; the file is damaged")
+            raise CheckpointError(
+                f"{directory / name}: the checksum does not match manifest.json; the file is damaged"
+            )
     if not isinstance(config, dict) or not isinstance(config.get("flow"), dict):
         raise CheckpointError(f"{directory / 'config.json'}: the entry 'flow' is missing")
     return config
@@ -103,11 +115,14 @@ def load_directory(directory: Path, module: nn.Module) -> None:
     own = module.state_dict()
     if set(own) != set(tensors):
         wrong = sorted(set(own) ^ set(tensors))
-        raise CheckpointError(f"{directory}: tensors do not match the flow, first difference {wrong[0]!r}")
+        raise CheckpointError(
+            f"{directory}: tensors do not match the flow, first difference {wrong[0]!r}"
+        )
     for name, t in tensors.items():
         if own[name].shape != t.shape:
             raise CheckpointError(
-                f"{directory}: {name} has shape {tuple(t.shape)}, the flow needs {tuple(own[name].shape)}"
+                f"{directory}: {name} has shape {tuple(t.shape)}, "
+                f"the flow needs {tuple(own[name].shape)}"
             )
     first = next((t for t in tensors.values() if t.is_floating_point()), None)
     if first is not None:

@@ -1,4 +1,4 @@
-"""The registry: the one list of flows behind the command line, the tests, the benchmarks and the docs."""
+"""The registry: the one list of flows behind the command line, tests, benchmarks and docs."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ ZOO = {
         ),
         Entry(
             "monotone",
-            "Cayley form of a strongly monotone map: the slopes of an implicit block with one network",
+            "Cayley form of a strongly monotone map: slopes of an implicit block, one network",
             _blocks(MonotoneBlock, 8),
             "root find", "root find", "exact to 64 dimensions", "Ahn et al. 2022, NeurIPS",
         ),
@@ -111,8 +111,8 @@ ZOO = {
 def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
     """Build a flow by name.
 
-    ``features``: columns of the data; ``context``: width of what it is conditioned on. Options are those of
-    ``flows()``. Raises ValueError naming the valid names or options.
+    ``features``: columns of the data; ``context``: width of what it is conditioned on. Options are
+    those of ``flows()``. Raises ValueError naming the valid names or options.
     """
     if name not in ZOO:
         raise ValueError(f"flow={name!r} is unknown; choose one of {', '.join(ZOO)}")
@@ -123,14 +123,17 @@ def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
             f"{name} has no option {unknown[0]!r}; its options are {', '.join(entry.options())}"
         )
     if features < 1 or context < 0:
-        raise ValueError(f"features={features}, context={context}: give at least one feature, no negative context")
+        raise ValueError(
+            f"features={features}, context={context}: "
+            "give at least one feature, no negative context"
+        )
     chain = entry.build(features, context, **options)
     recipe = {"name": name, "features": features, "context": context, "options": options}
     return Flow(Compose([Standardise(features), *chain]), recipe=recipe)
 
 
 def flows() -> list[dict[str, Any]]:
-    """One description per registered flow: name, summary, cost of each direction, options, source."""
+    """What each registered flow is: name, summary, cost of each direction, options, source."""
     return [
         {
             "name": e.name, "summary": e.summary, "forward": e.forward, "inverse": e.inverse,
@@ -149,8 +152,11 @@ def load(directory: str | Path, device: str | torch.device | None = None) -> Flo
     recipe = config["flow"]
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
-            built = flow(recipe["name"], recipe["features"], recipe.get("context", 0), **recipe.get("options", {}))
+            context, options = recipe.get("context", 0), recipe.get("options", {})
+            built = flow(recipe["name"], recipe["features"], context, **options)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory}: config.json does not describe a known flow: {error}") from None
+        raise CheckpointError(
+            f"{directory}: config.json does not describe a known flow: {error}"
+        ) from None
     built.restore(directory)
     return built.to(device).eval()

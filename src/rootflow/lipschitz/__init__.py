@@ -1,8 +1,8 @@
 """Layers and networks whose Lipschitz constants are bounded from above."""
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, Activation
 from .networks import LipschitzNet
 from .norms import norm_bound
 from .tape import Tape, Weights
 
-__all__ = ["ACTIVATIONS", "LipschitzNet", "Tape", "Weights", "norm_bound"]
+__all__ = ["ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "norm_bound"]

@@ -1,8 +1,9 @@
 r"""Activations with slope at most one, with the first two derivatives in closed form.
 
-Each is written as ``scale_out * phi(scale_in * a)`` so that both scales can be folded into the weights of
-the layers around it. A *paired* activation maps ``a`` to ``[phi(a + shift), phi(-a + shift)]`` and doubles the
-width; its bound holds for the joint Jacobian norm of the pair.
+Each is written as ``scale_out * phi(scale_in * a)`` so that both scales can be folded into the
+weights of the layers around it. A *paired* activation maps ``a`` to
+``[phi(a + shift), phi(-a + shift)]`` and doubles the width; its bound holds for the joint Jacobian
+norm of the pair.
 """
 
 from __future__ import annotations
@@ -91,15 +92,17 @@ class Activation:
 
 _silu = torch.nn.functional.silu
 
-# Constants: largest slope of swish 1.0998; of the pair of swishes 1.1 * 1.004; of the pair of Pila 1.06.
-# Sources: sine, Lu et al. 2021; LipSwish, Chen et al. 2019 (arXiv:1906.02735); CLipSwish, Perugachi-Diaz
-# et al. 2021 (arXiv:2102.02694); Pila and CPila, Ahn et al. 2022.
+# Constants: largest slope of swish 1.0998; of the pair of swishes 1.1 * 1.004; of the pair of Pila
+# 1.06. Sources: sine, Lu et al. 2021; LipSwish, Chen et al. 2019 (arXiv:1906.02735); CLipSwish,
+# Perugachi-Diaz et al. 2021 (arXiv:2102.02694); Pila and CPila, Ahn et al. 2022.
 ACTIVATIONS = {
     a.name: a
     for a in (
         Activation("sin", _sin, torch.sin, 2 * math.pi, 1 / (2 * math.pi)),
         Activation("lipswish", _swish, _silu, 1.0, 1 / 1.1, learned_scale=True),
-        Activation("clipswish", _swish, _silu, 1.0, 1 / (1.1 * 1.004), paired=True, learned_scale=True),
+        Activation(
+            "clipswish", _swish, _silu, 1.0, 1 / (1.1 * 1.004), paired=True, learned_scale=True
+        ),
         Activation("cpila", _pila, lambda a: _pila(a)[0], 1.0, 1 / 1.06, paired=True, shift=-0.2),
         Activation("tanh", _tanh, torch.tanh),
         Activation("elu", _elu, torch.nn.functional.elu),

@@ -13,7 +13,8 @@ from .activations import ACTIVATIONS
 from .norms import norm_bound
 from .tape import Tape, Weights
 
-__all__ = ["LipschitzNet", "Weights"]
+__all__ = ["LipschitzNet"]
+
 
 
 class LipschitzNet(nn.Module):

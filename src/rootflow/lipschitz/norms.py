@@ -13,7 +13,7 @@ SMALL = 16  # up to this side an exact eigenvalue is cheaper than the iteration
 
 
 def _gram(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """``w`` divided by its largest entry, that entry, and the smaller Gram matrix of the quotient."""
+    """``w`` over its largest entry, that entry, and the smaller Gram matrix of the quotient."""
     size = w.detach().abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(w.dtype).tiny)
     v = w / size
     return v, size[..., 0, 0], v @ v.mT if w.shape[-2] <= w.shape[-1] else v.mT @ v
@@ -63,11 +63,12 @@ def norm_bound(w: Tensor, squarings: int = 7) -> Tensor:
     r"""Upper bound on the largest singular value of each matrix.
 
     Gram iteration (after Delattre et al. 2023, arXiv:2305.16173): with :math:`G = W^\top W` and
-    :math:`p = 2^t + 1`, :math:`\sigma(W) \le (\mathrm{tr}\, G^p)^{1/2p}` after t squarings, too large by at most a factor
-    :math:`r^{1/2p}` for rank r (1.9 % for r = 128 and t = 7; 0.1 to 0.4 % is usual). The trace form gives the exact
-    gradient with one further product. Where the smaller side is at most 16 the largest eigenvalue of G is computed
-    in float64 instead. The result is raised by a bound on the rounding error, so that it is never below
-    the norm of the matrix as stored.
+    :math:`p = 2^t + 1`, :math:`\sigma(W) \le (\mathrm{tr}\, G^p)^{1/2p}` after t squarings, too
+    large by at most a factor :math:`r^{1/2p}` for rank r (1.9 % for r = 128 and t = 7; 0.1 to 0.4 %
+    is usual). The trace form gives the exact gradient with one further product. Where the smaller
+    side is at most 16 the largest eigenvalue of G is computed in float64 instead. The result is
+    raised by a bound on the rounding error, so that it is never below the norm of the matrix as
+    stored.
 
     Shapes: ``w`` ``(..., m, n)``, result ``(...)``, in the units of ``w``. Differentiable twice.
     """

@@ -1,12 +1,15 @@
-r"""Power-series log-determinants for many dimensions: truncated with a bound, or unbiased by roulette.
+r"""Power-series log-determinants for many dimensions: truncated with a bound, or unbiased.
 
 .. math:: \log\det(I + sJ) = \sum_{k \ge 1} \frac{(-1)^{k+1} s^k}{k} \mathrm{tr}\, J^k, \qquad
           \mathrm{tr}\, J^k = E[v^\top J^k v]
 
-for probes v of independent signs. The gradient is the Neumann form
-:math:`E[(\sum_k a_k (-1)^{k+1} s^k v^\top J^{k-1})\, dJ\, v]` with the same weights a_k, so neither value nor gradient
-keeps more than one evaluation of the network in memory, however many terms there are.
-Sources: Chen et al. 2019 (arXiv:1906.02735), theorems 1 and 2; Lu et al. 2021 (arXiv:2103.09527), equations 8 and 9.
+for probes v of independent signs; the number of terms is fixed or drawn (roulette). The gradient is
+the Neumann form :math:`E[(\sum_k a_k (-1)^{k+1} s^k v^\top J^{k-1})\, dJ\, v]` with the same
+weights a_k, so neither value nor gradient keeps more than one evaluation of the network in memory,
+however many terms there are.
+
+Sources: Chen et al. 2019 (arXiv:1906.02735), theorems 1 and 2; Lu et al. 2021 (arXiv:2103.09527),
+equations 8 and 9.
 """
 
 from __future__ import annotations
@@ -28,10 +31,11 @@ from .exact import Solve, chunks, gather, inverse_and_log_det, polish, pull, tra
 __all__ = ["METHODS", "Series", "estimated", "truncation_bound"]
 
 METHODS = ("probe", "truncated", "geometric", "poisson")
+RATE = 2.0  # mean of the Poisson part
 
 
 def truncation_bound(features: int, lipschitz: float, terms: int) -> float:
-    """Largest error in nats of log det(I + J), |J| <= lipschitz, from leaving out all terms after ``terms``."""
+    """Largest error in nats of log det(I + J), |J| <= lipschitz, without terms after ``terms``."""
     return features * lipschitz ** (terms + 1) / ((terms + 1) * (1 - lipschitz))
 
 
@@ -39,29 +43,35 @@ def truncation_bound(features: int, lipschitz: float, terms: int) -> float:
 class Series:
     """Which terms of the series are summed, and with which weights.
 
-    ``method`` "probe": no series: the value is exact, and only the gradient is an unbiased estimate, from the exact inverse
-    and the probes; a backward pass then costs as much as in one dimension. "truncated": ``terms`` terms, biased by at most ``truncation_bound``. "geometric" and "poisson":
-    ``terms`` leading terms always, then a random number N of further ones, term j of them weighted 1 / P(N >= j), which is
-    unbiased. Geometric tail: P(N >= j) = q^j with q between rho^2 and 1, where rho is the certified bound;
-    the variance is finite exactly because q > rho^2. A Poisson tail alone has infinite variance for every rho > 0, so
-    one draw in ten is taken from that geometric tail instead, and the weights are those of the mixture.
+    ``method``:
+
+    - "probe": no series. The value is exact, and only the gradient is an unbiased estimate, from
+      the exact inverse and the probes; a backward pass then costs as much as in one dimension.
+    - "truncated": ``terms`` terms, biased by at most ``truncation_bound``.
+    - "geometric" and "poisson": ``terms`` leading terms always, then a random number N of further
+      ones, term j of them weighted 1 / P(N >= j), which is unbiased. Geometric tail:
+      P(N >= j) = q^j with q between rho^2 and 1, where rho is the certified bound; the variance is
+      finite exactly because q > rho^2. A Poisson tail alone has infinite variance for every
+      rho > 0, so one draw in ten is taken from that geometric tail instead, and the weights are
+      those of the mixture.
     """
 
     method: str = "geometric"
     terms: int = 4
     probes: int = 1
-    rate: float = 2.0  # mean of the Poisson part
 
     def __post_init__(self) -> None:
         """Check the options."""
         if self.method not in METHODS:
-            raise ValueError(f"logdet={self.method!r} is unknown; choose one of exact, {', '.join(METHODS)}")
+            raise ValueError(
+                f"logdet={self.method!r} is unknown; choose one of exact, {', '.join(METHODS)}"
+            )
         if self.terms < 1 or self.probes < 1:
             raise ValueError(f"terms={self.terms} and probes={self.probes} must be at least 1")
 
     @staticmethod
     def geometric_ratio(lipschitz: float) -> float:
-        """q of the geometric tail: (1.1 rho)^2, kept below half way between rho^2 and 1."""
+        """The q of the geometric tail: (1.1 rho)^2, kept below half way between rho^2 and 1."""
         return min((1.1 * lipschitz) ** 2, (1 + lipschitz**2) / 2)
 
     def survival(self, j: int, lipschitz: float) -> float:
@@ -69,7 +79,7 @@ class Series:
         geometric = self.geometric_ratio(lipschitz) ** j
         if self.method == "geometric":
             return geometric
-        below = sum(math.exp(-self.rate + i * math.log(self.rate) - math.lgamma(i + 1)) for i in range(j))
+        below = sum(math.exp(i * math.log(RATE) - RATE - math.lgamma(i + 1)) for i in range(j))
         return 0.9 * max(0.0, 1 - below) + 0.1 * geometric
 
     def draw(self, lipschitz: float, generator: torch.Generator) -> list[float] | None:
@@ -97,8 +107,9 @@ def _pull(u: Tensor, slopes: Sequence[Tensor], tape: Tape) -> Tensor:
 
 
 def _adjoint(tape: Tape, root: int, lipschitz: float, v: Tensor) -> Tensor:
-    """u with u + root J^T u = v, by the safeguarded solver, to a relative tolerance."""
-    size = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+    """The u with u + root J^T u = v, by the safeguarded solver, to a relative tolerance."""
+    size: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    size = size.clamp_min(torch.finfo(v.dtype).tiny)
 
     def residual(u: Tensor, v: Tensor, *slopes: Tensor) -> Tensor:
         return torch.add(u - v, _pull(u, slopes, tape), alpha=root)
@@ -146,17 +157,21 @@ class _Estimated(torch.autograd.Function):
         if coefficients is None:  # exact value, only the gradient is probed
             tapes = [Tape.record(y[r], weights.rows(r), net.activation) for r in rows]
             inverses, log_dets = inverse_and_log_det(torch.cat([t.jacobian for t in tapes]), signs)
-            left = [s * torch.einsum("oib,bpi->bpo", a, probes) for s, a in zip(signs, inverses, strict=True)]
+            pairs = zip(signs, inverses, strict=True)
+            left = [s * torch.einsum("oib,bpi->bpo", a, probes) for s, a in pairs]
         else:
-            tapes = [Tape.record(y[r], weights.rows(r), net.activation, probes[r, :0]) for r in rows]
-            summed = [_summed(t, probes[r], signs, coefficients) for r, t in zip(rows, tapes, strict=True)]
+            tapes, summed = [], []
+            for r in rows:
+                tapes.append(Tape.record(y[r], weights.rows(r), net.activation, probes[r, :0]))
+                summed.append(_summed(tapes[-1], probes[r], signs, coefficients))
             log_dets = torch.cat([s[0] for s in summed], 1)
             left = [torch.cat(u) for u in zip(*(s[1] for s in summed), strict=True)]
         out = torch.cat([t.value for t in tapes])
         if solve is not None:
             inverse = None if coefficients is not None else inverses[signs.index(root)]
             out = y = y.clone() if inverse is None else polish(y, at, out, root, inverse)
-        ctx.net, ctx.root, ctx.implicit, ctx.rows, ctx.inverse = net, root, solve is not None, rows, inverse
+        ctx.net, ctx.root, ctx.implicit = net, root, solve is not None
+        ctx.rows, ctx.inverse = rows, inverse
         ctx.save_for_backward(y, probes, *left, *tensors)
         return out, log_dets
 
@@ -166,8 +181,8 @@ class _Estimated(torch.autograd.Function):
         grad_out, grad_logs = gradients
         y, probes, *rest = ctx.saved_tensors
         left, weights = rest[: len(grad_logs)], Weights.rebuild(rest[len(grad_logs) :])
-        cotangent = torch.stack([u * g[:, None, None] for u, g in zip(left, grad_logs, strict=True)]).sum(0)
-        cotangent /= probes.shape[1]
+        pairs = zip(left, grad_logs, strict=True)
+        cotangent = torch.stack([u * g[:, None, None] for u, g in pairs]).sum(0) / probes.shape[1]
         parts = []
         for r in ctx.rows:
             tape = Tape.record(y[r], weights.rows(r), ctx.net.activation, probes[r])
@@ -176,7 +191,8 @@ class _Estimated(torch.autograd.Function):
                 adjoint = partial(transposed_product, ctx.inverse[..., r])
             elif ctx.implicit:
                 adjoint = partial(_adjoint, tape, ctx.root, ctx.net.lipschitz)
-            parts.append(pull(tape, grad_out[r], *tape.pull_jacobian(cotangent[r]), ctx.root, adjoint))
+            pulled = tape.pull_jacobian(cotangent[r])
+            parts.append(pull(tape, grad_out[r], *pulled, ctx.root, adjoint))
         return *(None,) * 6, *gather(weights, parts)
 
 
@@ -191,11 +207,11 @@ def estimated(
     root: int = 1,
     solve: Solve | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As ``logdet.exact``, with the series in place of the determinant: same arguments, shapes and units.
+    """As ``logdet.exact``, with the series for the determinant: same arguments, shapes and units.
 
-    All signs share probes and number of terms. Correct for any per-sample weighting of the loss. Differentiable once. Work: one
-    vector-Jacobian product per term, about 6 (1 + probes) evaluations for the gradient; memory independent of the
-    number of terms and of solver steps.
+    All signs share probes and number of terms. Correct for any per-sample weighting of the loss.
+    Differentiable once. Work: one vector-Jacobian product per term, about 6 (1 + probes)
+    evaluations for the gradient; memory independent of the number of terms and of solver steps.
     """
     coefficients = series.draw(net.lipschitz, generator)
     shape = (at.shape[0], series.probes, at.shape[1])
