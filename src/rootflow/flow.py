@@ -96,7 +96,7 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def certificates(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Certified bound ``(rows,)`` on the error of every root found from x ``(rows, *event)`` to z.
+        """Certified bound ``(rows,)`` on the error of roots found from x ``(rows, *event)`` to z.
 
         The largest over the blocks of (residual + rounding) / (1 - Lipschitz bound), each for the
         block's own input and in its units; zero for closed formulas.

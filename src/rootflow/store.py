@@ -99,7 +99,8 @@ def read_config(directory: Path) -> dict[str, Any]:
     for name in ("config.json", "model.safetensors"):
         if expected.get(name) != _digest(_read(directory, name)):
             raise CheckpointError(
-                f"{directory / name}: the checksum does not match manifest.json; the file is damaged"
+                f"{directory / name}: the checksum does not match manifest.json; "
+                "the file is damaged"
             )
     if not isinstance(config, dict) or not isinstance(config.get("flow"), dict):
         raise CheckpointError(f"{directory / 'config.json'}: the entry 'flow' is missing")

@@ -73,7 +73,7 @@ def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[T
         options = {
             "activation": activation, "lipschitz": lipschitz, "context": context, "solver": solver,
             "logdet": logdet, "terms": terms, "probes": probes,
-        }
+        }  # fmt: skip
         chain: list[Transform] = []
         for _ in range(blocks):
             chain += _mixing(features, actnorm, linear)

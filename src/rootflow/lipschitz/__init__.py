@@ -3,6 +3,6 @@
 from .activations import ACTIVATIONS, Activation
 from .networks import LipschitzNet
 from .norms import norm_bound
-from .tape import Tape, Weights
+from .tape import Tape, Weights, value_and_jacobian
 
-__all__ = ["ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "norm_bound"]
+__all__ = ["ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "norm_bound", "value_and_jacobian"]

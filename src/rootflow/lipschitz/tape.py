@@ -17,7 +17,9 @@ from torch import Tensor
 
 from .activations import Activation
 
-__all__ = ["Tape", "Weights"]
+__all__ = ["Tape", "Weights", "value_and_jacobian"]
+
+CACHE_ELEMENTS = 2**18  # of the tangents worked on together, so that they stay in a core's cache
 
 
 class Weights(NamedTuple):
@@ -49,6 +51,37 @@ class Weights(NamedTuple):
 
 
 
+def _mixed(matrices: Sequence[Tensor], activation: Activation) -> tuple[Tensor, Tensor]:
+    """W_0 as the activation sees it, ``(width, d)``, and V, ``(width, d * next width)``."""
+    first = activation.mirror(matrices[0].t()).t()
+    return first, (first[:, :, None] * matrices[1].t()[:, None, :]).flatten(1)
+
+
+def value_and_jacobian(
+    x: Tensor, weights: Weights, activation: Activation
+) -> tuple[Tensor, Tensor]:
+    """g(x) and its Jacobian ``[b, i, o]``, keeping nothing for gradients, in chunks that fit the cache."""
+    matrices, _ = weights
+    mixed = _mixed(matrices, activation)[1]
+    size = max(16, CACHE_ELEMENTS // max(mixed.shape[1], 1))
+    values, jacobians = [], []
+    for start in range(0, max(len(x), 1), size):
+        rows = slice(start, start + size)
+        h = x[rows]
+        biases = weights.rows(rows).biases
+        tangents = h
+        for k, w in enumerate(matrices[:-1]):
+            a = activation.spread(torch.addmm(biases[k], h, w.t()))
+            h, slope, _ = activation.derivatives(a)
+            if k == 0:
+                tangents = (slope @ mixed).view(*x[rows].shape, -1)
+            else:
+                tangents = activation.mirror(tangents).mul_(slope[:, None]) @ matrices[k + 1].t()
+        values.append(torch.addmm(biases[-1], h, matrices[-1].t()))
+        jacobians.append(tangents)
+    return torch.cat(values), torch.cat(jacobians)
+
+
 @dataclass
 class Tape:
     """One evaluation of a network, kept for its gradients. Plain tensor operations throughout."""
@@ -72,8 +105,7 @@ class Tape:
         inputs, slopes, bends, pre, post = [x], [], [], [], []
         mixed, tangents = None, x
         if seeds is None:
-            first = activation.mirror(matrices[0].t()).t()
-            mixed = first, (first[:, :, None] * matrices[1].t()[:, None, :]).flatten(1)
+            mixed = _mixed(matrices, activation)
         else:
             tangents = seeds @ matrices[0].t()
         for k in range(len(matrices) - 1):

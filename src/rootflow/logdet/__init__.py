@@ -1,4 +1,4 @@
-"""Log-determinants of I + J, |J| < 1, and their gradients: exact, truncated with bound, unbiased."""
+"""Log-determinants of I + J with |J| < 1: exact, truncated with a bound, unbiased; gradients."""
 
 from .exact import exact, inverse_and_log_det
 from .series import METHODS, Series, estimated, truncation_bound

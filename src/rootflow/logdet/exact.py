@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lipschitz import LipschitzNet, Tape, Weights
+from ..lipschitz import LipschitzNet, Tape, Weights, value_and_jacobian
 
 __all__ = ["Solve", "chunks", "exact", "gather", "inverse_and_log_det", "polish", "pull", "transposed_product"]
 
@@ -199,5 +199,13 @@ def exact(
     (``root`` must then be among ``signs``). Differentiable twice, in ``at`` and in the weights. Work: 3 (d + 1)
     evaluations of g for value and gradient; memory (d + 1) times that of one evaluation.
     """
-    out, log_dets = _Exact.apply(net, root, tuple(signs), solve, at, *weights.tensors())  # type: ignore[no-untyped-call]
+    inputs = (at, *weights.tensors())
+    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+        out, log_dets = _Exact.apply(net, root, tuple(signs), solve, *inputs)  # type: ignore[no-untyped-call]
+        return out, log_dets
+    y = at if solve is None else solve(at, weights)
+    out, jacobian = value_and_jacobian(y, weights, net.activation)
+    inverses, log_dets = inverse_and_log_det(jacobian, signs)
+    if solve is not None:
+        out = polish(y, at, out, root, inverses[list(signs).index(root)])
     return out, log_dets

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..lipschitz import LipschitzNet, Tape, Weights
+from ..lipschitz import LipschitzNet, Tape, Weights, value_and_jacobian
 from ..solvers import Problem, find_root
 from .exact import Solve, chunks, gather, inverse_and_log_det, polish, pull, transposed_product
 
@@ -79,7 +79,8 @@ class Series:
         geometric = self.geometric_ratio(lipschitz) ** j
         if self.method == "geometric":
             return geometric
-        below = sum(math.exp(i * math.log(RATE) - RATE - math.lgamma(i + 1)) for i in range(j))
+        log_rate = math.log(RATE)
+        below = sum(math.exp(-RATE + i * log_rate - math.lgamma(i + 1)) for i in range(j))
         return 0.9 * max(0.0, 1 - below) + 0.1 * geometric
 
     def draw(self, lipschitz: float, generator: torch.Generator) -> list[float] | None:
@@ -152,21 +153,22 @@ class _Estimated(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weights = Weights.rebuild(tensors)
         y = at if solve is None else solve(at, weights)
-        rows = chunks(len(at), weights, at.shape[1] if coefficients is None else probes.shape[1])
+        rows = chunks(len(at), weights, probes.shape[1])
         inverse = None
         if coefficients is None:  # exact value, only the gradient is probed
-            tapes = [Tape.record(y[r], weights.rows(r), net.activation) for r in rows]
-            inverses, log_dets = inverse_and_log_det(torch.cat([t.jacobian for t in tapes]), signs)
+            out, jacobian = value_and_jacobian(y, weights, net.activation)
+            inverses, log_dets = inverse_and_log_det(jacobian, signs)
             pairs = zip(signs, inverses, strict=True)
             left = [s * torch.einsum("oib,bpi->bpo", a, probes) for s, a in pairs]
         else:
-            tapes, summed = [], []
+            values, summed = [], []
             for r in rows:
-                tapes.append(Tape.record(y[r], weights.rows(r), net.activation, probes[r, :0]))
-                summed.append(_summed(tapes[-1], probes[r], signs, coefficients))
+                tape = Tape.record(y[r], weights.rows(r), net.activation, probes[r, :0])
+                values.append(tape.value)
+                summed.append(_summed(tape, probes[r], signs, coefficients))
+            out = torch.cat(values)
             log_dets = torch.cat([s[0] for s in summed], 1)
             left = [torch.cat(u) for u in zip(*(s[1] for s in summed), strict=True)]
-        out = torch.cat([t.value for t in tapes])
         if solve is not None:
             inverse = None if coefficients is not None else inverses[signs.index(root)]
             out = y = y.clone() if inverse is None else polish(y, at, out, root, inverse)

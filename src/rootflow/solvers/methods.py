@@ -1,9 +1,9 @@
 r"""Root finding per sample: fixed point, Anderson, Broyden, Newton, with a common safeguard.
 
-All methods solve F(z) = 0 for each row of a batch on its own: a row stops when its own residual is small
-enough, and finished rows leave the batch. A proposed step is kept only if it shrinks the residual;
-otherwise the plain step z - F(z) is taken, which for z + g(z) = c with Lip(g) < 1 contracts. So every
-method converges whenever the fixed-point iteration is certified to.
+All methods solve F(z) = 0 for each row of a batch on its own: a row stops when its own residual is
+small enough, and finished rows leave the batch. A proposed step is kept only if it shrinks the
+residual; otherwise the plain step z - F(z) is taken, which for z + g(z) = c with Lip(g) < 1
+contracts. So every method converges whenever the fixed-point iteration is certified to.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ class _Rule:
 
 
 class _Newton(_Rule):
-    """Newton's method with the exact Jacobian; quadratic, d + 1 evaluations' worth of work a step."""
+    """Newton's method with the exact Jacobian; quadratic, the work of d + 1 evaluations a step."""
 
     def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
-        return -torch.linalg.solve(problem.jacobian_at(z), f.unsqueeze(-1)).squeeze(-1)
+        step: Tensor = -torch.linalg.solve(problem.jacobian_at(z), f.unsqueeze(-1)).squeeze(-1)
+        return step
 
 
 class _Broyden(_Rule):
@@ -89,11 +90,12 @@ class _Anderson(_Rule):
         if not self.steps:
             return -f
         s, y = torch.stack(self.steps, -1), torch.stack(self.changes, -1)  # (batch, d, m)
-        scale = torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_min(torch.finfo(f.dtype).tiny)
+        info = torch.finfo(f.dtype)
+        scale: Tensor = torch.linalg.vector_norm(y, dim=1, keepdim=True).clamp_min(info.tiny)
         s, y = s / scale, y / scale
         gram = y.mT @ y
-        gram = gram + torch.finfo(f.dtype).eps * 10 * torch.eye(gram.shape[-1], dtype=f.dtype, device=f.device)
-        weights = torch.linalg.solve(gram, y.mT @ f.unsqueeze(-1))
+        gram = gram + info.eps * 10 * torch.eye(gram.shape[-1], dtype=f.dtype, device=f.device)
+        weights: Tensor = torch.linalg.solve(gram, y.mT @ f.unsqueeze(-1))
         return -f - ((s - y) @ weights).squeeze(-1)
 
     def learn(self, step: Tensor, change: Tensor) -> None:
@@ -122,7 +124,8 @@ def default_tolerance(dtype: torch.dtype) -> float:
 
 
 def _norm(v: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(v, dim=-1)
+    norm: Tensor = torch.linalg.vector_norm(v, dim=-1)
+    return norm
 
 
 def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: int) -> Solution:
@@ -187,13 +190,14 @@ def find_root(
 ) -> Solution:
     """Solve ``problem(z) = 0`` for each row of ``start`` ``(batch, d)`` by itself.
 
-    A plain callable is a Problem without gradients to anything. A row has converged when its residual is at
-    most ``tol * (1 + |z|)`` (default: 32 machine epsilons). ``start`` gets no gradient: a root does not depend on where
-    the search began. ``adjoint``: "implicit" attaches the exact derivative of the root with respect to
-    ``problem.tensors``, differentiable again; "none" returns a constant.
+    A plain callable is a Problem without gradients to anything. A row has converged when its
+    residual is at most ``tol * (1 + |z|)`` (default: 32 machine epsilons). ``start`` gets no
+    gradient: a root does not depend on where the search began. ``adjoint``: "implicit" attaches the
+    exact derivative of the root with respect to ``problem.tensors``, differentiable again; "none"
+    returns a constant.
 
-    Raises: NotConverged if a row missed ``tol`` and ``on_failure`` is "raise"; "warn" warns, "nan" puts NaN into those
-    rows. ``Solution.converged`` tells which. ValueError for an unknown name.
+    Raises: NotConverged if a row missed ``tol`` and ``on_failure`` is "raise"; "warn" warns, "nan"
+    puts NaN into those rows. ``Solution.converged`` tells which. ValueError for an unknown name.
     """
     if not isinstance(problem, Problem):
         problem = Problem(problem)

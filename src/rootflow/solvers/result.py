@@ -21,11 +21,12 @@ T = TypeVar("T")
 class Problem:
     """An equation ``residual(z, *tensors) = 0`` in z for each row of a batch by itself.
 
-    ``residual`` maps z ``(batch, d)`` to ``(batch, d)`` and may depend on the rest only through ``tensors``:
-    gradients flow to these. ``per_row`` names the positions in
-    ``tensors`` whose first axis is the batch, so that finished rows can leave it; None means that rows cannot be chosen. ``contraction`` is a certified Lipschitz bound of
-    z -> residual(z) - z where there is one below 1; it gives the certificates and a safe step.
-    ``jacobian(z, *tensors)``, if given, returns d residual_o / d z_i as ``[b, o, i]``.
+    ``residual`` maps z ``(batch, d)`` to ``(batch, d)`` and may depend on the rest only through
+    ``tensors``: gradients flow to these. ``per_row`` names the positions in ``tensors`` whose first
+    axis is the batch, so that finished rows can leave it; None means that rows cannot be chosen.
+    ``contraction`` is a certified Lipschitz bound of z -> residual(z) - z where there is one below
+    1; it gives ``Solution.bound``. ``jacobian(z, *tensors)``, if given, returns
+    d residual_o / d z_i as ``[b, o, i]``.
     """
 
     residual: Callable[..., Tensor]
@@ -67,9 +68,9 @@ class Problem:
 class Solution:
     """Roots with a verdict for each row.
 
-    ``value`` ``(batch, d)``; ``residual`` ``(batch,)`` its 2-norm; ``bound`` ``(batch,)`` a bound on the distance to the
-    exact root in exact arithmetic, residual / (1 - contraction), NaN without a contraction;
-    ``steps`` ``(batch,)`` residual evaluations; ``converged`` ``(batch,)``.
+    ``value`` ``(batch, d)``; ``residual`` ``(batch,)`` its 2-norm; ``bound`` ``(batch,)`` a bound
+    on the distance to the exact root in exact arithmetic, residual / (1 - contraction), NaN without
+    a contraction; ``steps`` ``(batch,)`` residual evaluations; ``converged`` ``(batch,)``.
     """
 
     value: Tensor
@@ -83,7 +84,8 @@ def _message(s: Solution) -> str:
     missed = int((~s.converged).sum())
     worst = int(torch.where(s.converged, -1.0, s.residual.nan_to_num(torch.inf)).argmax())
     return (
-        f"{missed:,} of {s.converged.numel():,} samples missed the tolerance in {int(s.steps.max())} steps "
+        f"{missed:,} of {s.converged.numel():,} samples missed the tolerance in "
+        f"{int(s.steps.max())} steps "
         f"(worst residual {float(s.residual[worst]):.1e}, sample {worst}); "
         "allow more max_steps, a larger tol, or lower lipschitz"
     )

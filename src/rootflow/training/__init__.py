@@ -1,6 +1,6 @@
 """Fitting a flow to samples."""
 
 from .config import FitConfig
-from .fit import History, evaluate, fit
+from .fit import History, fit
 
-__all__ = ["FitConfig", "History", "evaluate", "fit"]
+__all__ = ["FitConfig", "History", "fit"]

@@ -1,4 +1,4 @@
-"""The state of an unfinished fit: one safetensors file, replaced atomically, its checksum in its name."""
+"""The state of an unfinished fit: one safetensors file, its checksum in its name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def write_state(directory: Path, tensors: Mapping[str, Tensor], facts: Mapping[s
 
 
 def read_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The newest whole state, or None if there is none. Raises CheckpointError if all of them are damaged."""
+    """The newest whole state, or None if there is none.
+
+    Raises CheckpointError if all of them are damaged.
+    """
     found = sorted(directory.glob("state-*.safetensors"), reverse=True)
     for path in found:
         content = path.read_bytes()
@@ -44,5 +47,7 @@ def read_state(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | No
         except (SafetensorError, KeyError, TypeError, ValueError):
             continue
     if found:
-        raise CheckpointError(f"{found[0]}: the checksum does not match; the file is damaged and cannot be resumed")
+        raise CheckpointError(
+            f"{found[0]}: the checksum does not match; the file is damaged and cannot be resumed"
+        )
     return None

@@ -14,8 +14,8 @@ Positive = Annotated[float, Field(gt=0)]
 class FitConfig(BaseModel):
     """How to train; every field can be given as ``--set name=value`` on the command line.
 
-    The fit ends at the first of ``minutes`` and ``steps``. The learning rate warms up over the first
-    ``warmup`` of the budget and falls to zero along a cosine.
+    The fit ends at the first of ``minutes`` and ``steps``. The learning rate warms up over the
+    first ``warmup`` of the budget and falls to zero along a cosine.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -19,7 +19,7 @@ from ..transforms import Standardise
 from .checkpoint import read_state, write_state
 from .config import FitConfig
 
-__all__ = ["History", "evaluate", "fit"]
+__all__ = ["History", "fit"]
 
 Record = dict[str, Any]
 
@@ -28,8 +28,8 @@ Record = dict[str, Any]
 class History:
     """What happened: ``records`` as written to metrics.jsonl, and how it ended.
 
-    ``stopped`` is "budget", "early stopping" or "interrupted". ``best_log_prob`` is the validation mean in nats per
-    row, in data units, of the weights that the flow holds after the fit.
+    ``stopped`` is "budget", "early stopping" or "interrupted". ``best_log_prob`` is the validation
+    mean in nats per row, in data units, of the weights that the flow holds after the fit.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -42,9 +42,16 @@ class History:
 
 
 class _Rows:
-    """Shuffled minibatches; the order depends on seed and epoch alone, so a resumed fit sees the same rows."""
+    """Shuffled minibatches; seed and epoch alone give the order, so a resumed fit sees the same."""
 
-    def __init__(self, x: Tensor, context: Tensor | None, weight: Tensor | None, gaps: Tensor | None, config: FitConfig):
+    def __init__(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        weight: Tensor | None,
+        gaps: Tensor | None,
+        config: FitConfig,
+    ) -> None:
         self.x, self.context, self.weight, self.gaps = x, context, weight, gaps
         self.size = min(config.batch_size, len(x))
         self.per_epoch = len(x) // self.size
@@ -61,38 +68,37 @@ class _Rows:
         if self.gaps is not None:
             noise = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + 1)
             x = x + self.gaps * torch.rand(x.shape, generator=noise, dtype=x.dtype).to(x.device)
-        pick = lambda t: None if t is None else t[rows]  # noqa: E731
-        return x, pick(self.context), pick(self.weight)
+        context = None if self.context is None else self.context[rows]
+        return x, context, None if self.weight is None else self.weight[rows]
 
 
 @torch.no_grad()
 def evaluate(
-    flow: Flow,
-    x: Tensor,
-    context: Tensor | None = None,
-    *,
-    weight: Tensor | None = None,
-    chunk: int = 2048,
-) -> tuple[float, float, Tensor]:
-    """Mean log-density over the rows of x, its standard error, both in nats per row, and every row's value."""
+    flow: Flow, x: Tensor, context: Tensor | None = None, *, chunk: int = 2048
+) -> tuple[float, float]:
+    """Mean log-density over the rows of x and its standard error, both in nats per row."""
     parts = [
         flow.log_prob(x[k : k + chunk], None if context is None else context[k : k + chunk])
         for k in range(0, len(x), chunk)
     ]
     values = torch.cat(parts).double()
-    w = torch.ones_like(values) if weight is None else weight.double()
-    w = w / w.sum()
-    mean = (w * values).sum()
-    error = ((w * (values - mean)) ** 2).sum().sqrt()
-    return float(mean), float(error), values
+    mean = values.mean()
+    error = (values - mean).square().mean().sqrt() / len(values) ** 0.5
+    return float(mean), float(error)
 
 
 def _check(x: Tensor, name: str, flow: Flow) -> None:
     if x.dim() != 1 + len(flow.event) or tuple(x.shape[1:]) != flow.event:
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; the flow wants (rows, {', '.join(map(str, flow.event))})")
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)}; "
+            f"the flow wants (rows, {', '.join(map(str, flow.event))})"
+        )
     bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero()
     if len(bad):
-        raise DataError(f"{name}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows); remove or impute them")
+        raise DataError(
+            f"{name}: row {int(bad[0])} holds NaN or infinity ({len(bad)} such rows); "
+            "remove or impute them"
+        )
 
 
 class _Trainer:
@@ -101,7 +107,7 @@ class _Trainer:
     def __init__(self, flow: Flow, rows: _Rows, config: FitConfig) -> None:
         self.flow, self.rows, self.config = flow, rows, config
         self.names = [n for n, p in flow.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in flow.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
         self.best = [p.detach().clone() for p in self.parameters]
         self.optimiser = torch.optim.Adam(
@@ -127,10 +133,12 @@ class _Trainer:
         loss, norm = math.nan, math.nan
         with contextlib.suppress(NotConverged):  # then the step counts as skipped
             log_prob = self.flow.log_prob(x, context)
-            objective = -log_prob.mean() if weight is None else -(weight * log_prob).sum() / weight.sum()
+            mean = log_prob.mean() if weight is None else (weight * log_prob).sum() / weight.sum()
+            objective = -mean
             objective.backward()  # type: ignore[no-untyped-call]
             loss = float(objective.detach())
-            norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip, foreach=True))
+            clip = torch.nn.utils.clip_grad_norm_
+            norm = float(clip(self.parameters, self.config.clip, foreach=True))
         self.step += 1
         if math.isfinite(norm) and math.isfinite(loss):
             self.optimiser.step()
@@ -142,7 +150,7 @@ class _Trainer:
             self._skip()
         return loss, norm, rate
 
-    def _reseed(self, module: torch.nn.Module) -> None:
+    def _reseed(self, module: Any) -> None:
         if hasattr(module, "draws"):  # random terms and probes follow from seed and step alone
             module.draws = (self.config.seed * 1_000_003 + self.step) * 1009
 
@@ -165,11 +173,13 @@ class _Trainer:
             p.copy_(v)
         return old
 
+    def _groups(self) -> dict[str, list[Tensor]]:
+        return {"parameter": self.parameters, "average": self.average, "best": self.best}
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything a resumed fit needs, by name."""
         out = {f"buffer.{k}": b for k, b in self.flow.named_buffers()}
-        groups = {"parameter": self.parameters, "average": self.average, "best": self.best}
-        for group, values in groups.items():
+        for group, values in self._groups().items():
             out |= {f"{group}.{n}": v for n, v in zip(self.names, values, strict=True)}
         for n, p in zip(self.names, self.parameters, strict=True):
             out |= {f"adam.{key}.{n}": v for key, v in self.optimiser.state.get(p, {}).items()}
@@ -180,13 +190,13 @@ class _Trainer:
         """The way back from ``tensors``."""
         for k, b in self.flow.named_buffers():
             b.copy_(saved[f"buffer.{k}"])
-        for group, values in {"parameter": self.parameters, "average": self.average, "best": self.best}.items():
+        for group, values in self._groups().items():
             for n, v in zip(self.names, values, strict=True):
                 v.copy_(saved[f"{group}.{n}"])
         for n, p in zip(self.names, self.parameters, strict=True):
-            state = {k: saved[f"adam.{k}.{n}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{n}" in saved}
-            if state:
-                self.optimiser.state[p] = state
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"adam.{k}.{n}" in saved]
+            if keys:
+                self.optimiser.state[p] = {k: saved[f"adam.{k}.{n}"] for k in keys}
 
 
 def fit(
@@ -205,13 +215,15 @@ def fit(
 ) -> History:
     """Train ``flow`` on the rows of ``train`` ``(n, *event)`` by maximum likelihood.
 
-    Standardises (or whitens) inside the flow first, keeps an exponential moving average of the weights,
-    validates it, and leaves the best validated average in the flow. ``gaps`` ``(features,)``: width of the
-    uniform noise added afresh to quantised columns. ``checkpoint``: a directory from which an unfinished fit
-    resumes and to which it saves; after a kill the same call ends with the weights of an undisturbed run (to the bit, for
-    a budget in steps and the same thread count). ``on_record`` sees every record of ``History.records``.
+    Standardises (or whitens) inside the flow first, keeps an exponential moving average of the
+    weights, validates it, and leaves the best validated average in the flow. ``gaps``
+    ``(features,)``: width of the uniform noise added afresh to quantised columns. ``checkpoint``: a
+    directory from which an unfinished fit resumes and to which it saves; after a kill the same call
+    ends with the weights of an undisturbed run (to the bit, for a budget in steps and the same
+    thread count). ``on_record`` sees every record of ``History.records``.
 
-    Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows, RootflowError if training diverges.
+    Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows, RootflowError
+    if training diverges.
     """
     config = FitConfig(minutes=5) if config is None else config
     if config.minutes is None and config.steps is None:
@@ -220,7 +232,8 @@ def fit(
     if validation is not None:
         _check(validation, "validation", flow)
         validation = validation[: config.validation_rows]
-        validation_context = None if validation_context is None else validation_context[: len(validation)]
+        if validation_context is not None:
+            validation_context = validation_context[: len(validation)]
     for part in flow.modules():
         if isinstance(part, Standardise) and not bool(part.known):
             part.set(train, config.whiten)
@@ -231,13 +244,15 @@ def fit(
     if saved is not None:
         tensors, facts = saved
         trainer.restore(tensors)
-        trainer.step, trainer.skipped, trainer.in_a_row = facts["step"], facts["skipped"], facts["in_a_row"]
-        trainer.lr_factor, spent, waited = facts["lr_factor"], facts["seconds"], facts["waited"]
+        trainer.step, trainer.skipped = facts["step"], facts["skipped"]
+        trainer.in_a_row, trainer.lr_factor = facts["in_a_row"], facts["lr_factor"]
+        spent, waited = facts["seconds"], facts["waited"]
         history.best_step, history.records = facts["best_step"], facts["records"]
         history.best_log_prob = facts["best"] if facts["best"] is not None else -math.inf
-    noise = None
-    if validation is not None and gaps is not None:  # one fixed draw, so that validation curves are smooth
-        noise = torch.rand(validation.shape, generator=torch.Generator().manual_seed(config.seed), dtype=validation.dtype)
+    if validation is not None and gaps is not None:
+        # one fixed draw, so that validation curves are smooth
+        generator = torch.Generator().manual_seed(config.seed)
+        noise = torch.rand(validation.shape, generator=generator, dtype=validation.dtype)
         validation = validation + gaps * noise.to(validation.device)
 
     begin = time.monotonic() - spent
@@ -245,7 +260,8 @@ def fit(
     flow.train()
 
     def progress() -> float:
-        by_time = 0.0 if config.minutes is None else (time.monotonic() - begin) / (60 * config.minutes)
+        seconds = time.monotonic() - begin
+        by_time = 0.0 if config.minutes is None else seconds / (60 * config.minutes)
         by_step = 0.0 if config.steps is None else trainer.step / config.steps
         return max(by_time, by_step)
 
@@ -262,7 +278,7 @@ def fit(
             "step": trainer.step, "skipped": trainer.skipped, "in_a_row": trainer.in_a_row,
             "lr_factor": trainer.lr_factor, "seconds": time.monotonic() - begin, "waited": waited,
             "best_step": history.best_step, "best": best, "records": history.records,
-        }
+        }  # fmt: skip
         write_state(checkpoint, trainer.tensors(), facts)
 
     def validate() -> None:
@@ -274,30 +290,39 @@ def fit(
             return
         own = trainer.put(trainer.average)
         flow.eval()
-        mean, error, _ = evaluate(flow, validation, validation_context)
+        mean, error = evaluate(flow, validation, validation_context)
         flow.train()
         trainer.put(own)
         if not math.isfinite(mean):
             return
-        record({"kind": "validation", "step": trainer.step, "seconds": seconds, "log_prob": mean, "log_prob_se": error})
+        record({
+            "kind": "validation", "step": trainer.step, "seconds": seconds,
+            "log_prob": mean, "log_prob_se": error,
+        })  # fmt: skip
         waited += 1
         if mean > history.best_log_prob:
             history.best_log_prob, history.best_step, waited = mean, trainer.step, 0
             trainer.best = [v.clone() for v in trainer.average]
 
-    every = max(1, config.steps // 40) if config.minutes is None and config.steps is not None else None
+    every = None  # steps between two reports, where the budget is in steps
+    if config.minutes is None and config.steps is not None:
+        every = max(1, config.steps // 40)
     while (done := progress()) < 1:
         loss, norm, rate = trainer.advance(done)
         losses.append(loss)
         seconds = time.monotonic() - begin
-        due = trainer.step % every == 0 if every is not None else seconds - since > config.validate_seconds
+        if every is None:
+            due = seconds - since > config.validate_seconds
+        else:
+            due = trainer.step % every == 0
         if trainer.step == 1 or due:
             since = seconds
             mean = sum(losses) / len(losses)
             record({
-                "kind": "train", "step": trainer.step, "seconds": seconds, "loss": mean if math.isfinite(mean) else None,
-                "lr": rate, "grad_norm": norm if math.isfinite(norm) else None, "skipped": trainer.skipped,
-            })
+                "kind": "train", "step": trainer.step, "seconds": seconds,
+                "loss": mean if math.isfinite(mean) else None, "lr": rate,
+                "grad_norm": norm if math.isfinite(norm) else None, "skipped": trainer.skipped,
+            })  # fmt: skip
             losses.clear()
             if due:
                 validate()
@@ -315,5 +340,6 @@ def fit(
         save()
     trainer.put(trainer.best if history.best_step else trainer.average)
     flow.eval()
-    history.steps, history.skipped, history.seconds = trainer.step, trainer.skipped, time.monotonic() - begin
+    history.steps, history.skipped = trainer.step, trainer.skipped
+    history.seconds = time.monotonic() - begin
     return history

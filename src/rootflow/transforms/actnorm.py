@@ -13,8 +13,8 @@ __all__ = ["ActNorm"]
 class ActNorm(Transform):
     """z = (x - shift) exp(-log_scale); Kingma and Dhariwal 2018 (arXiv:1807.03039), section 3.1.
 
-    The first batch of two rows or more seen in training mode by ``forward`` sets both so that z is standardised;
-    evaluation never does. log_det exact, both directions closed.
+    The first batch of two rows or more seen in training mode by ``forward`` sets both so that z is
+    standardised; evaluation never does. log_det exact, both directions closed.
     """
 
     initialised: Tensor
@@ -31,7 +31,8 @@ class ActNorm(Transform):
                 self.shift.copy_(x.mean(0))
                 self.log_scale.copy_(x.std(0).clamp_min(1e-6).log())
                 self.initialised.fill_(True)
-        return (x - self.shift) * (-self.log_scale).exp(), (-self.log_scale.sum()).expand(x.shape[0])
+        log_det = -self.log_scale.sum()
+        return (x - self.shift) * (-self.log_scale).exp(), log_det.expand(x.shape[0])
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return z * self.log_scale.exp() + self.shift, self.log_scale.sum().expand(z.shape[0])

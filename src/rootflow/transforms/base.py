@@ -14,8 +14,8 @@ __all__ = ["Compose", "Inverse", "Transform"]
 class Transform(nn.Module):
     """An invertible map between data x and latent z, both with trailing shape ``event``.
 
-    A subclass writes ``to_latent`` and ``to_data`` for one flat batch; the two public directions check
-    shapes, flatten leading dimensions and broadcast the context, once for all maps.
+    A subclass writes ``to_latent`` and ``to_data`` for one flat batch; the two public directions
+    check shapes, flatten leading dimensions and broadcast the context, once for all maps.
     """
 
     def __init__(self, event: Sequence[int], context: int = 0) -> None:
@@ -31,7 +31,7 @@ class Transform(nn.Module):
         raise NotImplementedError
 
     def certificate(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
-        """Bound ``(batch,)`` on the distance of z from the exact image of x; zero where a formula gives it."""
+        """Bound ``(batch,)`` on the distance of z from the exact image of x; zero for a formula."""
         return x.new_zeros(x.shape[0])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -56,7 +56,9 @@ class Transform(nn.Module):
                 f"but its trailing dimensions must be {self.event}"
             )
         if not x.is_floating_point():
-            raise TypeError(f"{type(self).__name__}.{direction}: the input is {x.dtype}; give floating point")
+            raise TypeError(
+                f"{type(self).__name__}.{direction}: the input is {x.dtype}; give floating point"
+            )
         batch = tuple(x.shape[: x.dim() - n])
         if (context is None) != (self.context == 0):
             wanted = f"a context of width {self.context}" if self.context else "no context"
@@ -68,7 +70,10 @@ class Transform(nn.Module):
                     f"its last dimension must be {self.context}"
                 )
             try:
-                batch = tuple(torch.broadcast_shapes(batch, context.shape[:-1]))
+                shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+                    batch, context.shape[:-1]
+                )
+                batch = tuple(shape)
             except RuntimeError:
                 raise ValueError(
                     f"{type(self).__name__}.{direction}: batch shape {batch} of the input and "

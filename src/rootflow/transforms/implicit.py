@@ -53,9 +53,10 @@ class _RootBlock(Transform):
         choose(METHODS, solver, "solver")
         self.solver = solver
         self.series = None if logdet == "exact" else logdets.Series(logdet, terms, probes)
-        self.draws = 0  # seeds the random terms and probes; set by the training loop for exact resumption
+        self.draws = 0  # seeds the random terms and probes; the training loop sets it, for resuming
+        options = {"activation": activation, "lipschitz": lipschitz, "context": context}
         self.nets = torch.nn.ModuleList(
-            LipschitzNet(features, hidden, activation=activation, lipschitz=lipschitz, context=context)
+            LipschitzNet(features, hidden, **options)  # type: ignore[arg-type]
             for _ in range(nets)
         )
 
@@ -64,12 +65,19 @@ class _RootBlock(Transform):
         assert isinstance(net, LipschitzNet)
         return net
 
-    def _branch(self, net: LipschitzNet, weights: Weights, at: Tensor, *signs: int, root: int = 0) -> tuple[Tensor, Tensor]:
-        """g at ``at`` (root 0) or the y with y + root g(y) = ``at``; and log det(I + sign J) there for each sign."""
+    def _branch(
+        self, net: LipschitzNet, weights: Weights, at: Tensor, *signs: int, root: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The value g(``at``) (root 0) or the y with y + root g(y) = ``at``, and log-determinants.
+
+        These are log det(I + sign J) there, for each sign.
+        """
         solve = partial(self._solve, net, root) if root else None
         if self.series is None or not self.training:  # evaluation is always exact
             return logdets.exact(net, weights, at, signs, root=root, solve=solve)
-        return logdets.estimated(net, weights, at, signs, self.series, self._generator(), root=root, solve=solve)
+        return logdets.estimated(
+            net, weights, at, signs, self.series, self._generator(), root=root, solve=solve
+        )
 
     def _solve(self, net: LipschitzNet, root: int, c: Tensor, weights: Weights) -> Tensor:
         tensors = (c, *weights.tensors())
@@ -86,14 +94,17 @@ class _RootBlock(Transform):
         problem = Problem(residual, tensors, frozenset(per_row), net.lipschitz, jacobian)
         return find_root(problem, c, method=self.solver, adjoint="none").value
 
-    def _certificate(self, k: int, y: Tensor, c: Tensor, doubt: Tensor | float, context: Tensor | None) -> Tensor:
-        """Bound on |y - root| for y + g_k(y) = c, where c itself may be off by ``doubt``; rounding included."""
+    def _certificate(
+        self, k: int, y: Tensor, c: Tensor, doubt: Tensor | float, context: Tensor | None
+    ) -> Tensor:
+        """Bound on |y - root| for y + g_k(y) = c, rounding included; c may be off by ``doubt``."""
         net = self._net(k)
         weights = net.prepare(context)
         norm = partial(torch.linalg.vector_norm, dim=-1)
         g = net.value(y, weights)
         residual = norm(y + g - c)
-        rounding = net.rounding(y, weights) + torch.finfo(y.dtype).eps * 2 * (norm(y) + norm(g) + norm(c))
+        rounding = net.rounding(y, weights)
+        rounding = rounding + torch.finfo(y.dtype).eps * 2 * (norm(y) + norm(g) + norm(c))
         result: Tensor = (residual + rounding + doubt) / (1 - net.bound())
         return result
 
@@ -149,7 +160,7 @@ class ImplicitBlock(_RootBlock):
 
 
 class MonotoneBlock(_RootBlock):
-    """The Cayley form of a strongly monotone map; Ahn et al. 2022, "Invertible Monotone Operators"."""
+    """Cayley form of a strongly monotone map; Ahn et al. 2022, "Invertible Monotone Operators"."""
 
     def _map(self, x: Tensor, context: Tensor | None, sign: int) -> tuple[Tensor, Tensor]:
         net = self._net(0)

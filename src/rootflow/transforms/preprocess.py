@@ -11,9 +11,10 @@ __all__ = ["Standardise"]
 
 
 class Standardise(Transform):
-    """z = (x - mean) W^T with fixed mean and matrix: standardisation or whitening of the training data.
+    """z = (x - mean) W^T with fixed mean and matrix: standardises or whitens the training data.
 
-    The identity until ``set`` is called. log_det is that of W, exact, so likelihoods stay in units of x.
+    The identity until ``set`` is called. log_det is that of W, exact, so likelihoods stay in units
+    of x.
     """
 
     mean: Tensor
@@ -29,7 +30,10 @@ class Standardise(Transform):
         self.register_buffer("known", torch.zeros((), dtype=torch.bool))
 
     def set(self, x: Tensor, whiten: bool) -> None:
-        """Take mean and scales (or the whole covariance) from the rows ``x`` ``(n, features)``, in float64."""
+        """Take mean and scales from the rows ``x`` ``(n, features)``, in float64.
+
+        ``whiten``: take the whole covariance instead of scales, given more than two rows a column.
+        """
         x = x.detach().double()
         mean = x.mean(0)
         scale = x.std(0, correction=0)
@@ -38,14 +42,16 @@ class Standardise(Transform):
         if whiten and x.shape[0] > 2 * x.shape[1]:
             correlation = ((x - mean) / scale).T.cov(correction=0).reshape(x.shape[1], x.shape[1])
             values, vectors = torch.linalg.eigh(correlation)
-            matrix = (vectors * values.clamp_min(1e-6 * float(values[-1])) ** -0.5) @ vectors.T / scale
+            values = values.clamp_min(1e-6 * float(values[-1]))
+            matrix = (vectors * values**-0.5) @ vectors.T / scale
         self.mean.copy_(mean)
         self.matrix.copy_(matrix)
         self.inverse_matrix.copy_(torch.linalg.inv(matrix))
         self.known.fill_(True)
 
     def _log_det(self, rows: int) -> Tensor:
-        return torch.linalg.slogdet(self.matrix.double())[1].to(self.matrix.dtype).expand(rows)
+        log_det: Tensor = torch.linalg.slogdet(self.matrix.double())[1]
+        return log_det.to(self.matrix.dtype).expand(rows)
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return (x - self.mean) @ self.matrix.T, self._log_det(x.shape[0])
