@@ -64,7 +64,7 @@ def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[T
         actnorm: bool = True,
         linear: str | None = "lu",
         solver: str = "auto",
-        logdet: str = "exact",
+        logdet: str = "auto",
         terms: int = 4,
         probes: int = 1,
     ) -> list[Transform]:

@@ -64,7 +64,7 @@ class Series:
         """Check the options."""
         if self.method not in METHODS:
             raise ValueError(
-                f"logdet={self.method!r} is unknown; choose one of exact, {', '.join(METHODS)}"
+                f"logdet={self.method!r} is unknown; choose one of auto, exact, {', '.join(METHODS)}"
             )
         if self.terms < 1 or self.probes < 1:
             raise ValueError(f"terms={self.terms} and probes={self.probes} must be at least 1")

@@ -128,7 +128,7 @@ class _Trainer:
         rate = self.learning_rate(progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.flow.apply(self._reseed)
+        self._reseed()
         self.optimiser.zero_grad(set_to_none=True)
         loss, norm = math.nan, math.nan
         with contextlib.suppress(NotConverged):  # then the step counts as skipped
@@ -150,9 +150,12 @@ class _Trainer:
             self._skip()
         return loss, norm, rate
 
-    def _reseed(self, module: Any) -> None:
-        if hasattr(module, "draws"):  # random terms and probes follow from seed and step alone
-            module.draws = (self.config.seed * 1_000_003 + self.step) * 1009
+    def _reseed(self) -> None:
+        """Let random terms and probes follow from seed, step and place in the flow alone."""
+        base = (self.config.seed * 1_000_003 + self.step) * 65_536
+        for k, module in enumerate(self.flow.modules()):
+            if hasattr(module, "draws"):
+                module.draws = base + 8 * k
 
     def _skip(self) -> None:
         self.skipped += 1

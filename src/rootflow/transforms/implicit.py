@@ -44,7 +44,7 @@ class _RootBlock(Transform):
         lipschitz: float = 0.97,
         context: int = 0,
         solver: str = "auto",
-        logdet: str = "exact",
+        logdet: str = "auto",
         terms: int = 4,
         probes: int = 1,
         nets: int = 1,
@@ -52,6 +52,8 @@ class _RootBlock(Transform):
         super().__init__((features,), context)
         choose(METHODS, solver, "solver")
         self.solver = solver
+        if logdet == "auto":
+            logdet = "exact" if features <= 64 else "geometric"
         self.series = None if logdet == "exact" else logdets.Series(logdet, terms, probes)
         self.draws = 0  # seeds the random terms and probes; the training loop sets it, for resuming
         options = {"activation": activation, "lipschitz": lipschitz, "context": context}
