@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .bases import BASES
 from .errors import CheckpointError
 from .flow import Flow
 from .store import read_config
@@ -42,7 +43,8 @@ class Entry:
     def options(self) -> dict[str, Any]:
         """Options of this flow and their defaults."""
         parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return {**own, "base": "normal"}
 
 
 def _mixing(features: int, actnorm: bool, linear: str | None) -> list[Transform]:
@@ -127,9 +129,13 @@ def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
             f"features={features}, context={context}: "
             "give at least one feature, no negative context"
         )
+    options = {**entry.options(), **options}
+    recipe = {"name": name, "features": features, "context": context, "options": dict(options)}
+    base = options.pop("base")
+    if base not in BASES:
+        raise ValueError(f"base={base!r} is unknown; choose one of {', '.join(BASES)}")
     chain = entry.build(features, context, **options)
-    recipe = {"name": name, "features": features, "context": context, "options": options}
-    return Flow(Compose([Standardise(features), *chain]), recipe=recipe)
+    return Flow(Compose([Standardise(features), *chain]), BASES[base]((features,)), recipe)
 
 
 def flows() -> list[dict[str, Any]]:
