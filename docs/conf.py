@@ -10,7 +10,10 @@ author = "The rootflow authors"
 copyright = f"2026, {author}"
 version = release = _project["version"]
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+autodoc_typehints = "none"  # shapes and types are in the words of the docstrings
+autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]

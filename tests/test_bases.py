@@ -13,7 +13,8 @@ from rootflow.bases import BASES
 def test_density_and_draws_agree(name):
     base = BASES[name]((1,)).double()
     for p in base.parameters():
-        p.data += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1), dtype=p.dtype)
+        generator = torch.Generator().manual_seed(1)
+        p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     grid = torch.linspace(-2000, 2000, 800_001, dtype=torch.float64)
     with torch.no_grad():
         density = base.log_prob(grid[:, None]).exp()

@@ -55,7 +55,7 @@ every_flow = pytest.mark.parametrize("name", sorted(ZOO))
 
 
 @every_flow
-@settings(max_examples=12)
+@settings(max_examples=8)
 @drawn
 def test_log_det_is_that_of_the_jacobian(name, seed, features, context, **options):
     flow = wild(name, features, seed=seed, context=context, **options)
@@ -69,7 +69,7 @@ def test_log_det_is_that_of_the_jacobian(name, seed, features, context, **option
 
 @every_flow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@settings(max_examples=12)
+@settings(max_examples=8)
 @drawn
 def test_round_trip_and_cancelling_log_dets(name, dtype, seed, features, context, **options):
     flow = wild(name, features, seed=seed, context=context, dtype=dtype, **options)
@@ -85,10 +85,12 @@ def test_round_trip_and_cancelling_log_dets(name, dtype, seed, features, context
 @every_flow
 @pytest.mark.parametrize("solver", ["fixed-point", "anderson", "broyden", "newton", "auto"])
 def test_gradients_equal_finite_differences_in_both_directions(name, solver):
-    flow = wild(name, 2, hidden=(3, 2), blocks=1, solver=solver, context=1, activation="sin")
+    small = {"hidden": (3, 2), "blocks": 1, "actnorm": False, "linear": None}
+    flow = wild(name, 2, **small, solver=solver, context=1)
     x = points(2, 2).requires_grad_()
     c = points(2, 1, 1).requires_grad_()
-    chosen = {k: v for k, v in flow.named_parameters() if "context_net.0" not in k}
+    skipped = ("context_net.0", "context_net.2.weight")  # plain torch, and 64 columns wide
+    chosen = {k: v for k, v in flow.named_parameters() if not any(part in k for part in skipped)}
     keys, values = list(chosen), list(chosen.values())
 
     def call(method, x, c, *values):
@@ -97,9 +99,10 @@ def test_gradients_equal_finite_differences_in_both_directions(name, solver):
         return torch.func.functional_call(_Method(flow, method), tensors, (x, c))
 
     for method in ("log_prob", "inverse"):
-        assert torch.autograd.gradcheck(
-            lambda *a, m=method: call(m, *a), (x, c, *values), eps=1e-6, atol=1e-7, rtol=1e-6
-        )
+        with torch.random.fork_rng():  # gradcheck draws
+            assert torch.autograd.gradcheck(
+                lambda *a, m=method: call(m, *a), (x, c, *values), eps=1e-6, atol=1e-7, rtol=1e-6
+            )
 
 
 class _Method(torch.nn.Module):
@@ -116,18 +119,61 @@ class _Method(torch.nn.Module):
 @every_flow
 @pytest.mark.parametrize("activation", ["sin", "lipswish", "cpila"])
 def test_second_derivatives_equal_finite_differences(name, activation):
-    flow = wild(name, 2, hidden=(2, 2), blocks=1, activation=activation)
+    small = {"hidden": (2, 2), "blocks": 1, "actnorm": False, "linear": None}
+    flow = wild(name, 2, **small, activation=activation)
     x = points(2, 2).requires_grad_()
-    w = flow.transform.transforms[-3].nets[0].weights[1]
-    assert torch.autograd.gradgradcheck(lambda x, _: flow.log_prob(x), (x, w))
-    assert torch.autograd.gradgradcheck(lambda x, _: flow.inverse(x)[0], (x, w))
+    w = flow.transform.transforms[-1].nets[0].weights[1]
+    with torch.random.fork_rng():  # gradgradcheck draws
+        assert torch.autograd.gradgradcheck(lambda x, _: flow.log_prob(x), (x, w))
+        assert torch.autograd.gradgradcheck(lambda x, _: flow.inverse(x)[0], (x, w))
+
+
+@every_flow
+@pytest.mark.parametrize("logdet", ["exact", "probe", "truncated", "geometric", "poisson"])
+def test_every_sample_keeps_its_own_weight_in_the_loss(name, logdet):
+    flow = wild(name, 3, logdet=logdet, context=1, actnorm=False, activation="clipswish").train()
+    x, c = points(6, 3), points(6, 1, 1)
+    parameters = list(flow.parameters())
+
+    def gradient(weights, rows=slice(None)):
+        for module in flow.modules():
+            if hasattr(module, "draws"):
+                module.draws = 0
+        loss = (weights * flow.log_prob(x[rows], c[rows])).sum()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
+
+    one_hot = torch.eye(6, dtype=torch.float64)
+    alone = torch.stack([gradient(w) for w in one_hot])
+    weights = points(1, 6, 2)[0]
+    torch.testing.assert_close(gradient(weights), weights @ alone, rtol=1e-8, atol=1e-8)
+    if logdet == "exact":
+        own = torch.stack([gradient(1.0, slice(k, k + 1)) for k in range(6)])
+        torch.testing.assert_close(alone, own, rtol=1e-8, atol=1e-9)
+
+
+@every_flow
+def test_training_mode_changes_nothing_but_the_initialisation(name):
+    flow = wild(name, 3, actnorm=False, logdet="exact")
+    x = points(20, 3)
+    expected = flow.log_prob(x)
+    assert torch.equal(expected, flow.log_prob(x))
+    assert torch.equal(expected, flow.train().log_prob(x))
+    fresh = wild(name, 3)
+    fresh.log_prob(x)
+    fresh.train().log_prob(x[:1])  # neither evaluation nor a single row initialises
+    norms = [m for m in fresh.modules() if hasattr(m, "initialised")]
+    assert norms
+    assert not any(bool(m.initialised) for m in norms)
+    fresh.log_prob(x)
+    assert all(bool(m.initialised) for m in norms)
 
 
 @every_flow
 def test_the_density_integrates_to_one(name):
     grid = torch.linspace(-12, 12, 4001, dtype=torch.float64)
     flow = wild(name, 1, seed=3)
-    mass = torch.trapezoid(flow.log_prob(grid[:, None]).exp(), grid)
+    with torch.no_grad():
+        mass = torch.trapezoid(flow.log_prob(grid[:, None]).exp(), grid)
     assert abs(float(mass) - 1) < 1e-6
     axis = torch.linspace(-14, 14, 401, dtype=torch.float64)
     flow = wild(name, 2, seed=4)

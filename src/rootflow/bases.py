@@ -1,7 +1,8 @@
 """Base distributions on the latent side.
 
-A base is a module with ``log_prob(z)`` and ``sample(shape, generator)``. Bi-Lipschitz maps cannot change how
-fast tails fall, nor tear a density apart; data with heavy tails or separate pieces may want another base.
+A base is a module with ``log_prob(z)`` and ``sample(shape, generator)``. Bi-Lipschitz maps cannot
+change how fast tails fall, nor tear a density apart; data with heavy tails or separate pieces may
+want another base.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ class Normal(_Base):
 
 
 class StudentT(_Base):
-    """Independent Student t in each dimension, with learned degrees of freedom (above 1, 5 at the start).
+    """Independent Student t in each dimension, with learned degrees of freedom.
 
+    They are above 1, and 5 at the start.
     Draws by Bailey's polar method (1994), differentiable in the degrees of freedom.
     """
 
@@ -85,8 +87,8 @@ class StudentT(_Base):
 class Mixture(_Base):
     """Gaussians with learned weights, means and scales; started on a small ring around the origin.
 
-    Draws are differentiable in means and scales, not in the weights (a choice of component has no derivative);
-    ``log_prob`` is differentiable in all of them.
+    Draws are differentiable in means and scales, not in the weights (a choice of component has no
+    derivative); ``log_prob`` is differentiable in all of them.
     """
 
     def __init__(self, event: Sequence[int], components: int = 8) -> None:

@@ -7,7 +7,6 @@ give equal files. The words and the looks are in report.html beside this module.
 import base64
 import json
 import math
-import os
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rootflow import plots
 from rootflow.errors import DataError
+from rootflow.store import write_atomically
 
 __all__ = ["Evidence", "draw", "render", "write_report"]
 
@@ -76,9 +76,9 @@ def write_report(
     figures = draw(evidence, _read_lines(run_dir / "metrics.jsonl"), log_prob_fn)
     (run_dir / "figures").mkdir(exist_ok=True)
     for name, image in figures.items():
-        _write(run_dir / "figures" / f"{name}.png", image)
+        write_atomically(run_dir / "figures" / f"{name}.png", image)
     page = run_dir / "report.html"
-    _write(page, render(config, result, figures, evidence).encode())
+    write_atomically(page, render(config, result, figures, evidence).encode())
     return page
 
 
@@ -251,7 +251,3 @@ def _read_lines(path: Path) -> list[Json]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 from rootflow.errors import RootflowError
 
 __all__ = [
-    "Commands", "Debug", "Device", "Json", "Quiet", "Seed", "Threads", "WrongUse", "nats", "plain",
-    "print_grid", "print_json", "say", "set_threads", "usable_device",
+    "Columns", "Commands", "Debug", "Dequantise", "Device", "Json", "Quiet", "Seed", "Threads",
+    "WrongUse", "nats", "plain", "print_grid", "print_json", "say", "set_threads", "usable_device",
 ]  # fmt: skip
 
 Wide = {"help_option_names": ["-h", "--help"]}
@@ -41,6 +41,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stder
 Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Seed of all random numbers.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch.  [default: as torch chooses]")
+]
+Columns = Annotated[str | None, typer.Option(help="Use these columns only: a,b,c.")]
+Dequantise = Annotated[
+    bool, typer.Option("--dequantise", help="Add noise of one gap to columns on a grid.")
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
 Debug = Annotated[

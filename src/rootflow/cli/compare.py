@@ -8,7 +8,9 @@ import typer
 
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
+    Columns,
     Debug,
+    Dequantise,
     Device,
     Json,
     Quiet,
@@ -39,14 +41,12 @@ def compare(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in fit; for each.")
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Use these columns only: a,b,c.")] = None,
+    columns: Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep the run directories, in this directory.")
     ] = None,
     seed: Seed = 0,
-    dequantise: Annotated[
-        bool, typer.Option("--dequantise", help="Add noise of one gap to columns on a grid.")
-    ] = False,
+    dequantise: Dequantise = False,
     threads: Threads = None,
     device: Device = "cpu",
     quiet: Quiet = False,

@@ -10,7 +10,9 @@ import typer
 
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
+    Columns,
     Debug,
+    Dequantise,
     Device,
     Json,
     Quiet,
@@ -46,12 +48,10 @@ def fit(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Option of the flow or fit; repeatable."),
     ] = None,
-    columns: Annotated[str | None, typer.Option(help="Use these columns only: a,b,c.")] = None,
+    columns: Columns = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    dequantise: Annotated[
-        bool, typer.Option("--dequantise", help="Add noise of one gap to columns on a grid.")
-    ] = False,
+    dequantise: Dequantise = False,
     threads: Threads = None,
     device: Device = "cpu",
     quiet: Quiet = False,

@@ -5,4 +5,7 @@ from .networks import LipschitzNet
 from .norms import norm_bound
 from .tape import Tape, Weights, value_and_jacobian
 
-__all__ = ["ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "norm_bound", "value_and_jacobian"]
+__all__ = [
+    "ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "norm_bound",
+    "value_and_jacobian",
+]  # fmt: skip

@@ -23,9 +23,10 @@ class LipschitzNet(nn.Module):
     .. math:: g(x) = W_n \phi(\dots \phi(W_1 x + b_1) \dots) + b_n, \qquad
               \mathrm{Lip}(g) \le \prod_k \sigma(W_k) \le L
 
-    where each sigma is bounded from above by ``norm_bound`` on every call, so no update is ever needed and the
-    bound holds for every value of the parameters. Only the product is restricted: all layers shrink by one common
-    factor when it exceeds L, so that a layer may be steep where another is flat.
+    where each sigma is bounded from above by ``norm_bound`` on every call, so no update is ever
+    needed and the bound holds for every value of the parameters. Only the product is restricted:
+    all layers shrink by one common factor when it exceeds L, so that a layer may be steep where
+    another is flat.
 
     Shapes: input and output ``(batch, features)``; context ``(batch, context)`` enters through the
     biases only and is not restricted. The last layer starts at zero, so g starts at zero.
@@ -44,7 +45,9 @@ class LipschitzNet(nn.Module):
     ) -> None:
         super().__init__()
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}")
+            raise ValueError(
+                f"activation={activation!r} is unknown; choose one of {', '.join(ACTIVATIONS)}"
+            )
         if not 0 < lipschitz < 1:
             raise ValueError(f"lipschitz={lipschitz} must lie strictly between 0 and 1")
         if not hidden or min(hidden) < 1:
@@ -77,19 +80,20 @@ class LipschitzNet(nn.Module):
         nn.init.zeros_(self.weights[-1])
         nn.init.zeros_(self.biases[-1])
         if self.context_net is not None:
-            nn.init.zeros_(self.context_net[-1].weight)
-            nn.init.zeros_(self.context_net[-1].bias)
+            for p in self.context_net[-1].parameters():
+                nn.init.zeros_(p)
 
     def prepare(self, context: Tensor | None = None) -> Weights:
         """Normalised weights for this call; ``context`` is ``(batch, context)`` or None."""
         bounds = torch.stack([norm_bound(w) for w in self.weights])
         n = len(self.weights)
         shrink = (self.lipschitz / bounds.prod().clamp_min(self.lipschitz)).pow(1 / n)
-        rate = F.softplus(self.raw_scale) if self.raw_scale is not None else None
+        rate = F.softplus(self.raw_scale).clamp_min(1e-4) if self.raw_scale is not None else None
         extra = None
         if self.context_net is not None and context is not None:
             extra = self.context_net(context).split([b.numel() for b in self.biases], -1)
-        matrices, biases, scale_out = [], [], bounds.new_ones(())
+        matrices, biases = [], []
+        scale_out: Tensor | float = bounds.new_ones(())
         for k, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
             scale_in = bounds.new_ones(())
             if k < n - 1:
@@ -97,7 +101,8 @@ class LipschitzNet(nn.Module):
             b = b if extra is None else b + extra[k]
             matrices.append(w * (shrink * scale_in * scale_out))
             biases.append(b * scale_in)
-            scale_out = self.activation.scale_out / (rate[k] if rate is not None and k < n - 1 else 1)
+            divisor = rate[k] if rate is not None and k < n - 1 else 1
+            scale_out = self.activation.scale_out / divisor
         return Weights(tuple(matrices), tuple(biases))
 
     def bound(self) -> Tensor:
@@ -116,8 +121,9 @@ class LipschitzNet(nn.Module):
     def rounding(self, x: Tensor, weights: Weights) -> Tensor:
         """Estimate ``(batch,)`` of the 2-norm error that floating point makes in ``value``.
 
-        First-order running error analysis, with the square root of the inner dimension in place of the dimension
-        (the probabilistic model of Higham and Mary 2019), and four units more for the rounding of the weights.
+        First-order running error analysis, with the square root of the inner dimension in place of
+        the dimension (the probabilistic model of Higham and Mary 2019), and four units more for the
+        rounding of the weights.
         """
         unit = torch.finfo(x.dtype).eps / 2
         h, error = x, x.new_zeros(len(x))
@@ -127,11 +133,11 @@ class LipschitzNet(nn.Module):
             error = norm_bound(w) * error + (w.shape[1] ** 0.5 + 4) * unit * size
             h = torch.addmm(b, h, w.t())
             if k < last:
-                h = self.activation(h)
-                error = 1.2 * error + 2 * unit * torch.linalg.vector_norm(h, dim=-1)  # slopes of phi stay below 1.2
+                h = self.activation(h)  # slopes of phi stay below 1.2
+                error = 1.2 * error + 2 * unit * torch.linalg.vector_norm(h, dim=-1)
         return error
 
     def value_and_jacobian(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-        """Evaluate g and its exact Jacobian, laid out ``[b, i, o]`` = d g_o / d x_i; differentiable to any order."""
+        """Evaluate g and its exact Jacobian ``[b, i, o]`` = d g_o / d x_i; fully differentiable."""
         tape = Tape.record(x, weights, self.activation)
         return tape.value, tape.jacobian

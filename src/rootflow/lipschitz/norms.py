@@ -73,4 +73,5 @@ def norm_bound(w: Tensor, squarings: int = 7) -> Tensor:
     Shapes: ``w`` ``(..., m, n)``, result ``(...)``, in the units of ``w``. Differentiable twice.
     """
     bound: Tensor = _NormBound.apply(w, squarings)  # type: ignore[no-untyped-call]
-    return bound * (1 + 4 * (max(w.shape[-2:]) + squarings) * torch.finfo(w.dtype).eps)
+    # The unit of float32 in every dtype: a network keeps its weights when its dtype changes.
+    return bound * (1 + 4 * (max(w.shape[-2:]) + squarings) * torch.finfo(torch.float32).eps)

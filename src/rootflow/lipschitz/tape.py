@@ -1,9 +1,10 @@
-r"""Value, exact Jacobian and both gradients of a dense network, with every intermediate computed once.
+r"""Value, exact Jacobian and both gradients of a dense network, each intermediate computed once.
 
-With pre-activations a_k, slopes s_k = phi'(a_k) and tangents propagated from the input, the Jacobian is
-W_n S_{n-1} W_{n-1} ... S_0 W_0. The first product needs no tangent array at all: U_1 = s_0 V with the small
-matrix V[h, (i, j)] = W_0[h, i] W_1[j, h]. The gradient runs back through the same arrays; forward and backward
-together cost 3 (d + 1) evaluations' worth of arithmetic, the least that reverse mode can do.
+With pre-activations a_k, slopes s_k = phi'(a_k) and tangents propagated from the input, the
+Jacobian is W_n S_{n-1} W_{n-1} ... S_0 W_0. The first product needs no tangent array at all:
+U_1 = s_0 V with the small matrix V[h, (i, j)] = W_0[h, i] W_1[j, h]. The gradient runs back through
+the same arrays; forward and backward together cost 3 (d + 1) evaluations' worth of arithmetic, the
+least that reverse mode can do.
 """
 
 from __future__ import annotations
@@ -45,11 +46,6 @@ class Weights(NamedTuple):
         """The same network for a subset of the batch."""
         return Weights(self.matrices, tuple(b[index] if b.dim() == 2 else b for b in self.biases))
 
-    def detach(self) -> Weights:
-        """The same numbers without their history."""
-        return Weights(*(tuple(t.detach() for t in part) for part in self))
-
-
 
 def _mixed(matrices: Sequence[Tensor], activation: Activation) -> tuple[Tensor, Tensor]:
     """W_0 as the activation sees it, ``(width, d)``, and V, ``(width, d * next width)``."""
@@ -60,7 +56,7 @@ def _mixed(matrices: Sequence[Tensor], activation: Activation) -> tuple[Tensor, 
 def value_and_jacobian(
     x: Tensor, weights: Weights, activation: Activation
 ) -> tuple[Tensor, Tensor]:
-    """g(x) and its Jacobian ``[b, i, o]``, keeping nothing for gradients, in chunks that fit the cache."""
+    """Both g(x) and its Jacobian ``[b, i, o]``, nothing kept for gradients, in small chunks."""
     matrices, _ = weights
     mixed = _mixed(matrices, activation)[1]
     size = max(16, CACHE_ELEMENTS // max(mixed.shape[1], 1))
@@ -74,7 +70,7 @@ def value_and_jacobian(
             a = activation.spread(torch.addmm(biases[k], h, w.t()))
             h, slope, _ = activation.derivatives(a)
             if k == 0:
-                tangents = (slope @ mixed).view(*x[rows].shape, -1)
+                tangents = (slope @ mixed).view(*x[rows].shape, matrices[1].shape[0])
             else:
                 tangents = activation.mirror(tangents).mul_(slope[:, None]) @ matrices[k + 1].t()
         values.append(torch.addmm(biases[-1], h, matrices[-1].t()))
@@ -91,16 +87,21 @@ class Tape:
     inputs: list[Tensor]  # of every layer: x, h_0, h_1, ...
     slopes: list[Tensor]
     bends: list[Tensor]  # -phi''
-    pre: list[Tensor]  # U_k, tangents before activation k, (batch, m, width), where they were formed
+    pre: list[Tensor]  # U_k, tangents before activation k, (batch, m, width), where formed
     post: list[Tensor]  # T_k = s_k U_k
     seeds: Tensor | None
-    mixed: tuple[Tensor, Tensor] | None  # W_0 as the activation sees it, (width, d), and V, (width, d * next width)
+    mixed: tuple[Tensor, Tensor] | None  # see ``_mixed``; None with seeds
     value: Tensor
     jacobian: Tensor  # [b, i, o], derivative of output o along direction i
 
     @staticmethod
-    def record(x: Tensor, weights: Weights, activation: Activation, seeds: Tensor | None = None) -> Tape:
-        """Evaluate at x ``(batch, d)``, with derivatives along ``seeds`` ``(batch, m, d)``, by default all unit vectors."""
+    def record(
+        x: Tensor, weights: Weights, activation: Activation, seeds: Tensor | None = None
+    ) -> Tape:
+        """Evaluate at x ``(batch, d)``, with derivatives along ``seeds`` ``(batch, m, d)``.
+
+        Without seeds these are all unit vectors.
+        """
         matrices, biases = weights
         inputs, slopes, bends, pre, post = [x], [], [], [], []
         mixed, tangents = None, x
@@ -109,9 +110,10 @@ class Tape:
         else:
             tangents = seeds @ matrices[0].t()
         for k in range(len(matrices) - 1):
-            h, s, bend = activation.derivatives(activation.spread(torch.addmm(biases[k], inputs[-1], matrices[k].t())))
+            a = activation.spread(torch.addmm(biases[k], inputs[-1], matrices[k].t()))
+            h, s, bend = activation.derivatives(a)
             if k == 0 and mixed is not None:
-                tangents = (s @ mixed[1]).view(*x.shape, -1)
+                tangents = (s @ mixed[1]).view(*x.shape, matrices[1].shape[0])
             else:
                 pre.append(activation.mirror(tangents))
                 post.append(s[:, None] * pre[-1])
@@ -120,16 +122,17 @@ class Tape:
             slopes.append(s)
             bends.append(bend)
         value = torch.addmm(biases[-1], inputs[-1], matrices[-1].t())
-        return Tape(activation, weights, inputs, slopes, bends, pre, post, seeds, mixed, value, tangents)
+        return Tape(
+            activation, weights, inputs, slopes, bends, pre, post, seeds, mixed, value, tangents
+        )
 
     def pull_jacobian(self, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """From a gradient of the Jacobian ``[b, i, o]``: gradients of the slopes, and of the matrices through it."""
+        """From a gradient of the Jacobian ``[b, i, o]``: those of slopes and (by it) matrices."""
         matrices = self.weights.matrices
         slope_grads: list[Tensor] = []
         matrix_grads: list[Tensor] = []  # both from the last layer to the first
-        for pre, post, s, w in zip(
-            reversed(self.pre), reversed(self.post), reversed(self.slopes), reversed(matrices), strict=False
-        ):
+        layers = self.pre, self.post, self.slopes, matrices  # the first layer has no tangents
+        for pre, post, s, w in zip(*map(reversed, layers), strict=False):
             matrix_grads.append(grad.flatten(0, 1).t() @ post.flatten(0, 1))
             p = grad @ w
             slope_grads.append((p * pre).sum(1))
@@ -143,10 +146,13 @@ class Tape:
             slope_grads.append(flat @ v.t())
             grad_v = (self.slopes[0].t() @ flat).view(*first.shape, -1)
             matrix_grads.append(torch.einsum("hij,hi->jh", grad_v, first))
-            matrix_grads.append(self.activation.fold(torch.einsum("hij,jh->ih", grad_v, matrices[1])).t())
+            grad_first = torch.einsum("hij,jh->ih", grad_v, matrices[1])
+            matrix_grads.append(self.activation.fold(grad_first).t())
         return slope_grads[::-1], matrix_grads[::-1]
 
-    def pull_value(self, grad: Tensor | None, slope_grads: Sequence[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+    def pull_value(
+        self, grad: Tensor | None, slope_grads: Sequence[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """From gradients of g and of the slopes: gradients of x and of every pre-activation."""
         matrices = self.weights.matrices
         q = None if grad is None else grad @ matrices[-1]
@@ -154,8 +160,8 @@ class Tape:
         for k in range(len(self.slopes) - 1, -1, -1):
             a = None if q is None else q * self.slopes[k]
             if slope_grads is not None:
-                bend = self.bends[k]
-                a = -bend * slope_grads[k] if a is None else a.addcmul(bend, slope_grads[k], value=-1)
+                bend, s = self.bends[k], slope_grads[k]
+                a = -bend * s if a is None else a.addcmul(bend, s, value=-1)
             assert a is not None
             a = self.activation.fold(a)
             pulled.append(a)
@@ -177,6 +183,7 @@ class Tape:
                 biases.append(torch.zeros_like(b))
                 continue
             own = v.t()
-            matrices.append(own @ self.inputs[k] if extra is None else torch.addmm(extra, own, self.inputs[k]))
+            h = self.inputs[k]
+            matrices.append(own @ h if extra is None else torch.addmm(extra, own, h))
             biases.append(v if b.dim() == 2 else v.sum(0))
         return (*matrices, *biases)

@@ -1,4 +1,4 @@
-r"""The exact route: one batched Jacobian serves the log-determinant, the root and both gradients."""
+r"""The exact route: one batched Jacobian serves log-determinant, root and both gradients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ..lipschitz import LipschitzNet, Tape, Weights, value_and_jacobian
 
-__all__ = ["Solve", "chunks", "exact", "gather", "inverse_and_log_det", "polish", "pull", "transposed_product"]
+__all__ = [
+    "Solve", "chunks", "exact", "gather", "inverse_and_log_det", "polish", "pull",
+    "transposed_product",
+]  # fmt: skip
 
 Solve = Callable[[Tensor, Weights], Tensor]
 CACHE_ELEMENTS = 2**20
@@ -20,8 +23,9 @@ CACHE_ELEMENTS = 2**20
 def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
     """Inverse and log-determinant of ``a`` ``(d, d, batch)`` by Gauss-Jordan elimination, in place.
 
-    No pivoting: the symmetric part of I + J is positive definite for |J| < 1, so every pivot is positive. One vectorised pass
-    over the batch per dimension, several times faster than batched LAPACK for small d.
+    No pivoting: the symmetric part of I + J is positive definite for |J| < 1, so every pivot is
+    positive. One vectorised pass over the batch per dimension, several times faster than batched
+    LAPACK for small d.
     """
     log_det = torch.zeros_like(a[0, 0])
     for k in range(a.shape[0]):
@@ -76,7 +80,7 @@ def chunks(batch: int, weights: Weights, features: int) -> list[slice]:
 
 
 def gather(weights: Weights, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Gradients of the input and of the weights from those of the chunks: side by side, or summed where shared."""
+    """Gradients of input and weights from those of the chunks: side by side, if shared summed."""
     per_row = [True] + [False] * len(weights.matrices) + [b.dim() == 2 for b in weights.biases]
     if len(parts) == 1:
         return list(parts[0])
@@ -93,11 +97,17 @@ def polish(y: Tensor, c: Tensor, g: Tensor, root: int, inverse: Tensor) -> Tenso
 
 
 class _Exact(torch.autograd.Function):
-    """Explicit: y -> g(y), log det(I + sign J(y)). Implicit: c -> y with y + root g(y) = c, and the same at y."""
+    """Explicit: y to g(y) and log det(I + sign J(y)). Implicit: c to the root y and that."""
 
     @staticmethod
     def forward(
-        ctx: Any, net: LipschitzNet, root: int, signs: tuple[int, ...], solve: Solve | None, at: Tensor, *tensors: Tensor
+        ctx: Any,
+        net: LipschitzNet,
+        root: int,
+        signs: tuple[int, ...],
+        solve: Solve | None,
+        at: Tensor,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weights = Weights.rebuild(tensors)
         y = at if solve is None else solve(at, weights)
@@ -124,8 +134,8 @@ class _Exact(torch.autograd.Function):
         parts = []
         for rows, tape in zip(ctx.rows, ctx.tapes, strict=True):
             adjoint = None if inverse is None else partial(transposed_product, inverse[..., rows])
-            pulled = tape.pull_jacobian(grad_jac[rows])
-            parts.append(pull(tape, grad_out[rows], *pulled, ctx.root, adjoint))
+            slope_grads, matrix_grads = tape.pull_jacobian(grad_jac[rows])
+            parts.append(pull(tape, grad_out[rows], slope_grads, matrix_grads, ctx.root, adjoint))
         weights = Weights.rebuild(ctx.saved_tensors[1:])
         return None, None, None, None, *gather(weights, parts)
 
@@ -143,10 +153,10 @@ def pull(
     root: int,
     adjoint: Callable[[Tensor], Tensor] | None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the input and of the weights, given those of the output and, through J, of slopes and matrices.
+    """Gradients of input and weights from those of the output and, through J, slopes and matrices.
 
-    Without ``adjoint`` the output is g(y) and the input y. With it, the output is the root y of y + root g(y) = c and the
-    input c; ``adjoint`` solves (I + root J)^T u = v.
+    Without ``adjoint`` the output is g(y) and the input y. With it, the output is the root y of
+    y + root g(y) = c and the input c; ``adjoint`` solves (I + root J)^T u = v.
     """
     if adjoint is None:
         grad_at, pulled = tape.pull_value(grad_out, slope_grads)
@@ -160,7 +170,7 @@ def pull(
 
 
 def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> tuple[Tensor, ...]:
-    """The same gradients by differentiable operations, for a caller who will differentiate them again."""
+    """The same gradients by differentiable operations, for who will differentiate them again."""
     at, *tensors = ctx.saved_tensors
     # Aliases: gradients stop at them now, and flow through them to the originals the second time.
     y, aliases = at.view_as(at), [t.view_as(t) for t in tensors]
@@ -192,16 +202,20 @@ def exact(
     root: int = 1,
     solve: Solve | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """g and log det(I + sign J) for each sign, from one exact Jacobian; ``(batch, d)`` and ``(sign, batch)``, nats.
+    """Both g and log det(I + sign J) for each sign, from one exact Jacobian.
 
-    Without ``solve``: at y = ``at``, returning g(y). With ``solve``, a function from (c, weights) to the root y of
-    y + root g(y) = c: ``at`` is c, the first result is y, and its derivative is the implicit one, from the same Jacobian
-    (``root`` must then be among ``signs``). Differentiable twice, in ``at`` and in the weights. Work: 3 (d + 1)
-    evaluations of g for value and gradient; memory (d + 1) times that of one evaluation.
+    Shapes: ``(batch, d)`` and ``(sign, batch)``, in nats. Without ``solve``: at y = ``at``,
+    returning g(y). With ``solve``, a function from (c, weights) to the root y of y + root g(y) = c:
+    ``at`` is c, the first result is y, and its derivative is the implicit one, from the same
+    Jacobian (``root`` must then be among ``signs``). Differentiable twice, in ``at`` and in the
+    weights. Work: 3 (d + 1) evaluations of g for value and gradient; memory (d + 1) times that of
+    one evaluation.
     """
     inputs = (at, *weights.tensors())
     if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
-        out, log_dets = _Exact.apply(net, root, tuple(signs), solve, *inputs)  # type: ignore[no-untyped-call]
+        out, log_dets = _Exact.apply(  # type: ignore[no-untyped-call]
+            net, root, tuple(signs), solve, *inputs
+        )
         return out, log_dets
     y = at if solve is None else solve(at, weights)
     out, jacobian = value_and_jacobian(y, weights, net.activation)

@@ -35,7 +35,7 @@ RATE = 2.0  # mean of the Poisson part
 
 
 def truncation_bound(features: int, lipschitz: float, terms: int) -> float:
-    """Largest error in nats of log det(I + J), |J| <= lipschitz, without terms after ``terms``."""
+    """Largest error in nats of log det(I + J) cut after ``terms``, J of norm ``lipschitz``."""
     return features * lipschitz ** (terms + 1) / ((terms + 1) * (1 - lipschitz))
 
 
@@ -64,7 +64,8 @@ class Series:
         """Check the options."""
         if self.method not in METHODS:
             raise ValueError(
-                f"logdet={self.method!r} is unknown; choose one of auto, exact, {', '.join(METHODS)}"
+                f"logdet={self.method!r} is unknown; "
+                f"choose one of auto, exact, {', '.join(METHODS)}"
             )
         if self.terms < 1 or self.probes < 1:
             raise ValueError(f"terms={self.terms} and probes={self.probes} must be at least 1")

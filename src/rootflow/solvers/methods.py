@@ -38,8 +38,9 @@ class _Newton(_Rule):
     """Newton's method with the exact Jacobian; quadratic, the work of d + 1 evaluations a step."""
 
     def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
-        step: Tensor = -torch.linalg.solve(problem.jacobian_at(z), f.unsqueeze(-1)).squeeze(-1)
-        return step
+        # no error for the batch when one row is singular: the safeguard replaces its useless step
+        step: Tensor = torch.linalg.solve_ex(problem.jacobian_at(z), -f.unsqueeze(-1))[0]
+        return step.squeeze(-1)
 
 
 class _Broyden(_Rule):
@@ -119,7 +120,7 @@ METHODS: dict[str, Callable[[int], _Rule]] = {
 
 
 def default_tolerance(dtype: torch.dtype) -> float:
-    """Residual, relative to 1 + |z|, that rounding lets every row reach: 32 machine epsilons."""
+    """Residual relative to ``1 + |z|`` that rounding lets every row reach: 32 machine epsilons."""
     return 32 * torch.finfo(dtype).eps
 
 
@@ -137,29 +138,29 @@ def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: in
     open_ = torch.ones(batch, dtype=torch.bool, device=z.device)  # among them, not yet settled
     f = problem(z)
     norm = _norm(f)
-    taken = 1
-    while True:
+    taken = torch.ones_like(steps)
+    while batch:
         done = norm <= tol * (1 + _norm(z))
-        settled = open_ & (done | ~norm.isfinite())
-        if taken >= max_steps:
-            settled = open_
+        settled = open_ & (done | ~norm.isfinite() | (taken >= max_steps))
         if bool(settled.any()):
             new = settled.nonzero().squeeze(-1)
             at = rows[new]
-            value[at], residual[at], converged[at], steps[at] = z[new], norm[new], done[new], taken
+            value[at], residual[at] = z[new], norm[new]
+            converged[at], steps[at] = done[new], taken[new]
             open_ = open_ & ~settled
             left = open_.nonzero().squeeze(-1)
             if not len(left):
                 break
             if problem.per_row is not None and len(left) < 0.85 * len(rows):
                 rows, z, f, norm, open_ = rows[left], z[left], f[left], norm[left], open_[left]
+                taken = taken[left]
                 problem = problem.rows(left)
                 rule.keep(left)
         step = rule.propose(problem, z, f)
         moved = z + step
         f_new = problem(moved)
         norm_new = _norm(f_new)
-        taken += 1
+        taken = taken + 1
         worse = open_ & ~(norm_new < 0.99 * norm)
         if bool(worse.any()):
             step = torch.where(worse[:, None], -f, step)
@@ -170,7 +171,7 @@ def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: in
             else:
                 f_new[bad] = problem.rows(bad)(moved[bad])
             norm_new = _norm(f_new)
-            taken += 1
+            taken[bad] += 1
         rule.learn(step, f_new - f)
         z, f, norm = moved, f_new, norm_new
     contraction = problem.contraction

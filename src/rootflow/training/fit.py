@@ -153,6 +153,7 @@ class _Trainer:
     def _reseed(self) -> None:
         """Let random terms and probes follow from seed, step and place in the flow alone."""
         base = (self.config.seed * 1_000_003 + self.step) * 65_536
+        module: Any
         for k, module in enumerate(self.flow.modules()):
             if hasattr(module, "draws"):
                 module.draws = base + 8 * k
@@ -293,7 +294,9 @@ def fit(
             return
         own = trainer.put(trainer.average)
         flow.eval()
-        mean, error = evaluate(flow, validation, validation_context)
+        mean, error = math.nan, math.nan
+        with contextlib.suppress(NotConverged):  # then these weights are no candidates
+            mean, error = evaluate(flow, validation, validation_context)
         flow.train()
         trainer.put(own)
         if not math.isfinite(mean):
@@ -311,6 +314,9 @@ def fit(
     if config.minutes is None and config.steps is not None:
         every = max(1, config.steps // 40)
     while (done := progress()) < 1:
+        if waited >= config.patience:
+            history.stopped = "early stopping"
+            break
         loss, norm, rate = trainer.advance(done)
         losses.append(loss)
         seconds = time.monotonic() - begin
@@ -330,9 +336,6 @@ def fit(
             if due:
                 validate()
                 save()
-        if waited >= config.patience:
-            history.stopped = "early stopping"
-            break
         if should_stop is not None and should_stop():
             history.stopped = "interrupted"
             save()

@@ -19,14 +19,12 @@ class Standardise(Transform):
 
     mean: Tensor
     matrix: Tensor
-    inverse_matrix: Tensor
     known: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__((features,))
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("matrix", torch.eye(features))
-        self.register_buffer("inverse_matrix", torch.eye(features))
         self.register_buffer("known", torch.zeros((), dtype=torch.bool))
 
     def set(self, x: Tensor, whiten: bool) -> None:
@@ -46,7 +44,6 @@ class Standardise(Transform):
             matrix = (vectors * values**-0.5) @ vectors.T / scale
         self.mean.copy_(mean)
         self.matrix.copy_(matrix)
-        self.inverse_matrix.copy_(torch.linalg.inv(matrix))
         self.known.fill_(True)
 
     def _log_det(self, rows: int) -> Tensor:
@@ -57,4 +54,4 @@ class Standardise(Transform):
         return (x - self.mean) @ self.matrix.T, self._log_det(x.shape[0])
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return z @ self.inverse_matrix.T + self.mean, -self._log_det(z.shape[0])
+        return torch.linalg.solve(self.matrix, z.T).T + self.mean, -self._log_det(z.shape[0])
