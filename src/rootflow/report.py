@@ -249,5 +249,3 @@ def _read_lines(path: Path) -> list[Json]:
     """The metrics; a killed fit may have left half a last line, which is passed over."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-
-

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import rootflow
-from rootflow.solvers import METHODS, Problem, attach, find_root
+from rootflow.solvers import METHODS, Problem, find_root
 
 every_method = pytest.mark.parametrize("method", sorted(METHODS))
 
@@ -42,23 +42,6 @@ def test_the_start_gets_no_gradient_and_none_means_none():
     with torch.no_grad():
         assert not find_root(problem, start).value.requires_grad
     assert not find_root(lambda z: z - 1, start).value.requires_grad
-
-
-def test_a_factorisation_at_hand_is_used():
-    c, a = draw(3, 2).requires_grad_(), draw(2, 2, seed=1).requires_grad_()
-    problem = Problem(residual, (c, a), frozenset({0}))
-    found = find_root(problem, c, adjoint="none").value
-    matrix = problem.detach().jacobian_at(found)
-    calls = []
-
-    def solve(v):
-        calls.append(v)
-        return torch.linalg.solve(matrix.mT, v)
-
-    own = torch.autograd.grad(attach(problem, found, {"solve": solve}).square().sum(), (c, a))
-    plain = torch.autograd.grad(attach(problem, found).square().sum(), (c, a))
-    assert len(calls) == 1
-    torch.testing.assert_close(own, plain)
 
 
 def test_weights_of_the_loss_reach_their_own_rows_and_saved_tensors_stay():

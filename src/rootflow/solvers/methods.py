@@ -203,6 +203,8 @@ def find_root(
     if not isinstance(problem, Problem):
         problem = Problem(problem)
     rule, react = choose(METHODS, method, "method"), choose(REACTIONS, on_failure, "on_failure")
+    if adjoint not in ("implicit", "none"):
+        raise ValueError(f"adjoint={adjoint!r} is unknown; choose one of implicit, none")
     tol = default_tolerance(start.dtype) if tol is None else tol
     with torch.no_grad():
         found = _iterate(problem.detach(), start.detach(), rule(start.shape[-1]), tol, max_steps)
