@@ -5,7 +5,9 @@ import torch
 
 from rootflow.lipschitz import ACTIVATIONS
 
-every_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=list(ACTIVATIONS))
+every_activation = pytest.mark.parametrize(
+    "activation", ACTIVATIONS.values(), ids=list(ACTIVATIONS)
+)
 FINE = torch.linspace(-40, 40, 800_001, dtype=torch.float64)
 FAR = torch.tensor([50.0, 100, 700, 800, 1e3, 1e5, 1e10, 1e30], dtype=torch.float64)
 GRID = torch.cat([FINE, FAR, -FAR])

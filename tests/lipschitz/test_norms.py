@@ -59,7 +59,8 @@ def test_never_below_the_norm_of_drawn_matrices(kind, m, n, seed, scale, dtype):
 
 
 def test_a_batch_is_bounded_matrix_by_matrix():
-    w = torch.stack([matrix("random", 20, 30, k) * 10.0 ** (10 * k) for k in range(4)]).view(2, 2, 20, 30)
+    scaled = [matrix("random", 20, 30, k) * 10.0 ** (10 * k) for k in range(4)]
+    w = torch.stack(scaled).view(2, 2, 20, 30)
     alone = torch.stack([norm_bound(m) for m in w.view(4, 20, 30)])
     torch.testing.assert_close(norm_bound(w), alone.view(2, 2), rtol=1e-13, atol=0)
 

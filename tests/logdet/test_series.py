@@ -1,6 +1,8 @@
 """The unbiased estimators: mean and gradient by z-tests, random numbers of terms, memory."""
 
 import math
+from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,21 +13,34 @@ from rootflow.solvers import Problem, find_root
 
 from logdet.helpers import build, draw
 
-REPLICATES = 2500
+REPLICATES = 4000
 LIPSCHITZ = 0.7
+
+
+@dataclass(frozen=True)
+class Drawn(Series):
+    """A series whose random number of terms has been drawn already."""
+
+    coefficients: tuple = ()
+
+    def draw(self, lipschitz, generator):
+        return list(self.coefficients)
 
 
 def replicate(series, root, implicit):
     """Two samples of size REPLICATES, value and projected gradient, and the exact values of both.
 
-    The replicates are rows of one batch: probes are drawn per row. The number of terms is drawn
-    once per call, so calls with few rows each are pooled where it is random.
+    Each replicate has its own probes and its own number of terms; those with equal numbers share a call.
     """
     net = build(4, (7, 6), lipschitz=LIPSCHITZ)
     point, cotangent = draw(1, 4, seed=5), draw(1, 4, seed=6)
     generator = torch.Generator().manual_seed(17)
-    random_terms = series.method in ("geometric", "poisson")
-    calls, rows = (REPLICATES, 1) if random_terms else (1, REPLICATES)
+    if series.method == "probe":
+        groups = [(series, REPLICATES)]
+    else:
+        drawn = Counter(tuple(series.draw(LIPSCHITZ, generator)) for _ in range(REPLICATES))
+        options = {"method": series.method, "terms": series.terms, "probes": series.probes}
+        groups = [(Drawn(**options, coefficients=c), rows) for c, rows in drawn.items()]
 
     def solve(c, weights):
         def residual(y, c):
@@ -47,8 +62,8 @@ def replicate(series, root, implicit):
 
     truth = both(lambda x: exact(net, weights, x, (root,), **options), 1)
     found = [
-        both(lambda x: estimated(net, weights, x, (root,), series, generator, **options), rows)
-        for _ in range(calls)
+        both(lambda x, s=s: estimated(net, weights, x, (root,), s, generator, **options), rows)
+        for s, rows in groups
     ]
     return [torch.cat(part) for part in zip(*found, strict=True)], [float(t) for t in truth]
 

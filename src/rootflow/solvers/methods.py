@@ -185,7 +185,7 @@ def find_root(
     *,
     method: str = "auto",
     tol: float | None = None,
-    max_steps: int = 200,
+    max_steps: int = 1000,
     on_failure: str = "raise",
     adjoint: str = "implicit",
 ) -> Solution:
