@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from logdet.helpers import build, draw
 
+from logdet.helpers import build, draw
 from rootflow.logdet import exact, inverse_and_log_det, truncation_bound
 
 DIMENSIONS = [1, 2, 3, 5, 16, 17, 40]

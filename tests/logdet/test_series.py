@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from logdet.helpers import build, draw
 from rootflow.logdet import Series, estimated, exact, truncation_bound
 from rootflow.solvers import Problem, find_root
-
-from logdet.helpers import build, draw
 
 REPLICATES = 4000
 LIPSCHITZ = 0.7
@@ -106,7 +105,7 @@ def test_the_test_sees_wrong_weights(method, monkeypatch):
         return [1.0] * len(right(self, lipschitz, generator))
 
     monkeypatch.setattr(Series, "draw", wrong)
-    assert max(abs(z) for z in z_scores(Series(method, terms=1), root=-1)) > 5
+    assert max(abs(z) for z in z_scores(Series(method, terms=1, probes=20), root=-1)) > 5
 
 
 def test_a_short_truncated_series_is_seen_to_be_biased_within_its_bound():
@@ -119,11 +118,11 @@ def test_a_short_truncated_series_is_seen_to_be_biased_within_its_bound():
 
 
 @pytest.mark.parametrize("method", ["geometric", "poisson"])
-@pytest.mark.parametrize("lipschitz", [0.3, 0.9, 0.97, 0.999])
+@pytest.mark.parametrize("lipschitz", [0.3, 0.9, 0.97])
 def test_numbers_of_terms_follow_the_stated_law(method, lipschitz):
     series = Series(method, terms=3)
     generator = torch.Generator().manual_seed(3)
-    n = 4000
+    n = 2000
     drawn = [series.draw(lipschitz, generator) for _ in range(n)]
     assert all(w[:3] == [1.0] * 3 for w in drawn)
     longest = max(drawn, key=len)

@@ -7,7 +7,7 @@ import torch
 
 import rootflow
 from rootflow import FitConfig, fit
-from rootflow.training import evaluate
+from rootflow.training.fit import evaluate
 
 
 def data(rows=200, features=2, seed=0):

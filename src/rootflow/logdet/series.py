@@ -81,7 +81,7 @@ class Series:
         if self.method == "geometric":
             return geometric
         log_rate = math.log(RATE)
-        below = sum(math.exp(-RATE + i * log_rate - math.lgamma(i + 1)) for i in range(j))
+        below = sum(math.exp(-RATE + i * log_rate - math.lgamma(i + 1)) for i in range(min(j, 40)))
         return 0.9 * max(0.0, 1 - below) + 0.1 * geometric
 
     def draw(self, lipschitz: float, generator: torch.Generator) -> list[float] | None:

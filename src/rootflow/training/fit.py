@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, NotConverged, RootflowError
+from ..errors import CheckpointError, DataError, NotConverged, RootflowError
 from ..flow import Flow
 from ..transforms import Standardise
 from .checkpoint import read_state, write_state
@@ -192,6 +192,10 @@ class _Trainer:
     @torch.no_grad()
     def restore(self, saved: dict[str, Tensor]) -> None:
         """The way back from ``tensors``."""
+        own = {k: v for k, v in self.tensors().items() if not k.startswith("adam.")}
+        for k, v in own.items():
+            if k not in saved or saved[k].shape != v.shape:
+                raise CheckpointError(f"the saved fit belongs to another flow: {k} does not fit")
         for k, b in self.flow.named_buffers():
             b.copy_(saved[f"buffer.{k}"])
         for group, values in self._groups().items():
