@@ -12,13 +12,19 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+
+def equation(residual, *tensors, contraction):
+    return Problem(residual, tensors, frozenset({0}), contraction)
 
 
 def linear(dtype, rows=60, d=5, contraction=0.9):
     m = draw(d, d)
     m = (m * contraction / torch.linalg.matrix_norm(m, 2)).to(dtype)
-    return Problem(lambda z, c, m: z + z @ m.T - c, (draw(rows, d, seed=1, dtype=dtype), m), frozenset({0}), contraction)
+    c = draw(rows, d, seed=1, dtype=dtype)
+    return equation(lambda z, c, m: z + z @ m.T - c, c, m, contraction=contraction)
 
 
 def sine(dtype, rows=60, d=3, contraction=0.97, hidden=40):
@@ -27,7 +33,11 @@ def sine(dtype, rows=60, d=3, contraction=0.97, hidden=40):
     a, b = (w / torch.linalg.matrix_norm(w, 2) for w in (a, b))
     a, b = (a * 20).to(dtype), (b * contraction / 20).to(dtype)
     c = draw(rows, d, seed=2, dtype=dtype) * 3
-    return Problem(lambda z, c, a, b: z + torch.sin(z @ a.T) @ b.T - c, (c, a, b), frozenset({0}), contraction)
+
+    def residual(z, c, a, b):
+        return z + torch.sin(z @ a.T) @ b.T - c
+
+    return equation(residual, c, a, b, contraction=contraction)
 
 
 def cubic(dtype, rows=60, d=1, contraction=0.99):
@@ -36,13 +46,14 @@ def cubic(dtype, rows=60, d=1, contraction=0.99):
     def residual(z, c):
         return z + contraction * (z.pow(3) / (1 + z * z) - z) - c  # slope in [-1, 1/8]
 
-    return Problem(residual, (draw(rows, d, seed=3, dtype=dtype) * 10,), frozenset({0}), contraction)
+    return equation(residual, draw(rows, d, seed=3, dtype=dtype) * 10, contraction=contraction)
 
 
 def flat_and_far(dtype, rows=60, d=4, contraction=0.9):
     """Rows from 1e-6 to 1e6 in one batch."""
     c = draw(rows, d, seed=4) * torch.logspace(-6, 6, rows, dtype=torch.float64)[:, None]
-    return Problem(lambda z, c: z - contraction * torch.tanh(z) - c, (c.to(dtype),), frozenset({0}), contraction)
+    g = torch.tanh
+    return equation(lambda z, c: z - contraction * g(z) - c, c.to(dtype), contraction=contraction)
 
 
 PROBLEMS = {f.__name__: f for f in (linear, sine, cubic, flat_and_far)}
@@ -66,10 +77,11 @@ def test_every_row_converges_and_the_bound_is_true(build, method, dtype):
     assert bool(found.converged.all())
     size = torch.linalg.vector_norm(found.value, dim=-1)
     assert bool((found.residual <= default_tolerance(dtype) * (1 + size)).all())
-    torch.testing.assert_close(found.residual, torch.linalg.vector_norm(problem(found.value), dim=-1))
+    again = torch.linalg.vector_norm(problem(found.value), dim=-1)
+    rounding = 16 * torch.finfo(dtype).eps * (1 + size)
+    assert bool(((found.residual - again).abs() <= rounding).all())
     distance = torch.linalg.vector_norm(found.value.double() - truth(problem, start), dim=-1)
-    rounding = 16 * torch.finfo(dtype).eps * (1 + size) / (1 - problem.contraction)
-    assert bool((distance <= found.bound + rounding).all())
+    assert bool((distance <= found.bound + rounding / (1 - problem.contraction)).all())
     assert bool((found.steps >= 1).all())
 
 
@@ -106,14 +118,14 @@ def test_a_ruined_row_harms_nobody_and_is_reported(method):
     c = problem.tensors[0].clone()
     clean = find_root(problem, c, method=method)
     c[7], c[11] = torch.nan, torch.inf
-    ruined = Problem(problem.residual, (c, *problem.tensors[1:]), problem.per_row, problem.contraction)
+    ruined = equation(problem.residual, c, *problem.tensors[1:], contraction=0.97)
     with pytest.warns(RuntimeWarning, match="2 of 60 samples missed the tolerance"):
         found = find_root(ruined, c, method=method, on_failure="warn")
     good = torch.ones(60, dtype=torch.bool)
     good[[7, 11]] = False
     assert torch.equal(found.converged, good)
     torch.testing.assert_close(found.value[good], clean.value[good], rtol=1e-12, atol=1e-12)
-    whole = Problem(ruined.residual, ruined.tensors, None, problem.contraction)  # rows stay in the batch
+    whole = Problem(ruined.residual, ruined.tensors, None, 0.97)  # rows stay in the batch
     again = find_root(whole, c, method=method, on_failure="nan")
     assert torch.equal(again.converged, good)
     torch.testing.assert_close(again.value[good], clean.value[good], rtol=1e-12, atol=1e-12)
@@ -135,7 +147,10 @@ def test_a_singular_row_falls_back_to_the_safe_step():
 def test_a_solve_that_stops_early_says_so(method, reaction):
     problem = sine(torch.float64)
     c = problem.tensors[0]
-    message = r"\d+ of 60 samples missed the tolerance in [34] steps \(worst residual \d.*, sample \d+\); allow more"
+    message = (
+        r"\d+ of 60 samples missed the tolerance in [34] steps "
+        r"\(worst residual \d.*, sample \d+\); allow more max_steps"
+    )
     options = {"method": method, "max_steps": 3, "on_failure": reaction}
     if reaction == "raise":
         with pytest.raises(rootflow.NotConverged, match=message):
@@ -155,9 +170,9 @@ def test_a_solve_that_stops_early_says_so(method, reaction):
 
 def test_wrong_names_are_answered_with_the_right_ones():
     c = torch.zeros(2, 2)
-    with pytest.raises(ValueError, match="method='bisect' is unknown; choose one of fixed-point, anderson"):
+    with pytest.raises(ValueError, match="method='bisect' is unknown; choose one of fixed"):
         find_root(lambda z: z, c, method="bisect")
-    with pytest.raises(ValueError, match="on_failure='ignore' is unknown; choose one of raise, warn, nan"):
+    with pytest.raises(ValueError, match="on_failure='ignore' is unknown; choose one of raise"):
         find_root(lambda z: z, c, on_failure="ignore")
     with pytest.raises(ValueError, match="adjoint='magic' is unknown"):
         find_root(lambda z: z, c, adjoint="magic")

@@ -1,9 +1,10 @@
-"""The training loop: resuming to the bit, skipped steps, early stopping, weights, noise, wrong use."""
+"""The training loop: resuming to the bit, skipped steps, early stopping, weights, noise."""
 
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import rootflow
 from rootflow import FitConfig, fit
@@ -23,7 +24,8 @@ def build(name="residual", features=2, context=0, seed=0, **options):
 
 
 def same(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(p, q) for p, q in pairs)
 
 
 def config(steps=40, **options):
@@ -40,16 +42,16 @@ def stop_after(calls):
 def test_a_resumed_fit_equals_an_undisturbed_one_to_the_bit(logdet, gaps, tmp_path):
     x, v = data(), data(50, seed=1)
     straight, broken = build("monotone", logdet=logdet), build("monotone", logdet=logdet)
-    whole = fit(straight, x, v, config=config(), gaps=gaps)
-    options = {"config": config(), "gaps": gaps, "checkpoint": tmp_path}
+    whole = fit(straight, x, v, config=config(patience=99), gaps=gaps)
+    options = {"config": config(patience=99), "gaps": gaps, "checkpoint": tmp_path}
     first = fit(broken, x, v, should_stop=stop_after(17), **options)
     assert (first.stopped, first.steps) == ("interrupted", 17)
     fresh = build("monotone", logdet=logdet, seed=9)  # another start: all comes from the files
     second = fit(fresh, x, v, should_stop=stop_after(8), **options)
-    assert second.steps == 25
+    assert (second.stopped, second.steps) == ("interrupted", 25)
     last = build("monotone", logdet=logdet, seed=5)
     third = fit(last, x, v, **options)
-    assert third.stopped == "budget"
+    assert third.stopped == whole.stopped
     assert (third.steps, third.best_step) == (whole.steps, whole.best_step)
     assert third.best_log_prob == whole.best_log_prob
     assert same(straight, last)
@@ -102,7 +104,9 @@ def test_non_finite_steps_are_skipped_and_counted():
     assert (history.steps, history.skipped, poison.calls) == (20, 3, 20)
     assert all(bool(t.isfinite().all()) for t in flow.state_dict().values())
     assert math.isfinite(history.best_log_prob)
-    assert all(r["loss"] is None or math.isfinite(r["loss"]) for r in history.records if r["kind"] == "train")
+    losses = [r["loss"] for r in history.records if r["kind"] == "train"]
+    assert any(x is None for x in losses)
+    assert all(x is None or math.isfinite(x) for x in losses)
 
 
 def test_fifty_bad_steps_in_a_row_end_the_fit_and_keep_the_best_state(tmp_path):
@@ -112,9 +116,12 @@ def test_fifty_bad_steps_in_a_row_end_the_fit_and_keep_the_best_state(tmp_path):
     with pytest.raises(rootflow.RootflowError, match="50 training steps in a row"):
         fit(flow, x, v, config=config(400), checkpoint=tmp_path)
     assert all(bool(t.isfinite().all()) for t in flow.state_dict().values())
-    assert list(tmp_path.glob("state-*.safetensors"))
-    mean, _, _ = evaluate(flow.eval(), v)
-    assert math.isfinite(mean)
+    (path,) = tmp_path.glob("state-*.safetensors")
+    best = load_file(path)
+    assert not flow.training
+    for name, p in flow.named_parameters():
+        assert torch.equal(p, best[f"best.{name}"])
+    assert math.isfinite(evaluate(flow, v)[0])
 
 
 def test_a_solve_that_does_not_converge_counts_as_a_skipped_step(monkeypatch):
@@ -134,14 +141,14 @@ def test_a_solve_that_does_not_converge_counts_as_a_skipped_step(monkeypatch):
 
 def test_early_stopping_and_the_best_weights():
     x = data(40)
-    flow = build("implicit", hidden=(32,), blocks=2)
+    flow = build("residual", hidden=(32,), blocks=2)
     history = fit(flow, x, data(300, seed=1), config=config(4000, patience=2, lr=5e-2, ema=0.5))
     curve = {r["step"]: r["log_prob"] for r in history.records if r["kind"] == "validation"}
     assert history.stopped == "early stopping"
     assert history.steps < 4000
     assert curve[history.best_step] == max(curve.values()) == history.best_log_prob
     assert list(curve)[-1] > history.best_step
-    mean, _, _ = evaluate(flow, data(300, seed=1))
+    mean, _ = evaluate(flow, data(300, seed=1))
     assert mean == pytest.approx(history.best_log_prob, abs=1e-6)
     assert not flow.training
 
@@ -202,11 +209,11 @@ def test_conditional_fits_learn_the_context():
         ({"train": torch.zeros(10)}, ValueError, r"train has shape \(10,\)"),
         ({"validation": torch.zeros(4, 1)}, ValueError, r"validation has shape \(4, 1\)"),
         ({"train": torch.full((10, 2), math.nan)}, rootflow.DataError, "train: row 0 holds NaN"),
-        ({"validation": torch.full((4, 2), math.inf)}, rootflow.DataError, "validation: row 0 holds"),
+        ({"validation": torch.full((4, 2), math.inf)}, rootflow.DataError, "validation: row 0"),
         ({"config": FitConfig()}, ValueError, "config has no budget; give minutes or steps"),
         ({"sample_weight": torch.ones(9)}, ValueError, "sample_weight has shape"),
         ({"context": torch.ones(10, 1)}, ValueError, "takes no context"),
-        ({"train": torch.zeros(0, 2)}, ValueError, "train has no rows"),
+        ({"train": torch.zeros(0, 2)}, rootflow.DataError, "train has no rows"),
     ],
 )
 def test_wrong_use_is_named_before_anything_happens(change, error, message):

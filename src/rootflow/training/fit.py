@@ -93,6 +93,8 @@ def _check(x: Tensor, name: str, flow: Flow) -> None:
             f"{name} has shape {tuple(x.shape)}; "
             f"the flow wants (rows, {', '.join(map(str, flow.event))})"
         )
+    if not len(x):
+        raise DataError(f"{name} has no rows")
     bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero()
     if len(bad):
         raise DataError(
@@ -237,6 +239,9 @@ def fit(
     if config.minutes is None and config.steps is None:
         raise ValueError("config has no budget; give minutes or steps")
     _check(train, "train", flow)
+    for name, given in (("context", context), ("sample_weight", sample_weight)):
+        if given is not None and len(given) != len(train):
+            raise ValueError(f"{name} has shape {tuple(given.shape)}; train has {len(train)} rows")
     if validation is not None:
         _check(validation, "validation", flow)
         validation = validation[: config.validation_rows]
@@ -292,6 +297,9 @@ def fit(
     def validate() -> None:
         nonlocal waited
         seconds = time.monotonic() - begin
+        last = history.records[-1] if history.records else {}
+        if last.get("kind") == "validation" and last["step"] == trainer.step:
+            return
         if validation is None:
             trainer.best = [v.clone() for v in trainer.average]
             history.best_step = trainer.step
@@ -321,7 +329,12 @@ def fit(
         if waited >= config.patience:
             history.stopped = "early stopping"
             break
-        loss, norm, rate = trainer.advance(done)
+        try:
+            loss, norm, rate = trainer.advance(done)
+        except RootflowError:  # training diverged: leave the best weights so far in the flow
+            trainer.put(trainer.best if history.best_step else trainer.average)
+            flow.eval()
+            raise
         losses.append(loss)
         seconds = time.monotonic() - begin
         if every is None:
