@@ -43,7 +43,8 @@ def test_a_run_has_all_its_files(table, tmp_path, real_report):
     kinds = {json.loads(line)["kind"] for line in (out / "metrics.jsonl").read_text().splitlines()}
     assert kinds == {"train", "validation"}
     config = read(out / "config.json")
-    assert config["flow"]["options"] == {"blocks": 1, "hidden": [8]}
+    options = config["flow"]["options"]
+    assert (options["blocks"], options["hidden"]) == (1, [8])
     assert config["data"]["columns"] == ["a", "b", "c"]
     assert config["command"].startswith("rootflow fit ")
     page = (out / "report.html").read_text()
@@ -188,7 +189,8 @@ def test_data_must_be_given():
 def test_spellings_of_settings(words, tmp_path):
     succeeds("fit", "moons:60", "--steps", "2", *words, "--out", tmp_path / "run", "-q")
     config = read(tmp_path / "run" / "config.json")
-    assert config["flow"]["options"] == {"hidden": [8, 8], "blocks": 2}
+    options = config["flow"]["options"]
+    assert (options["blocks"], options["hidden"]) == (2, [8, 8])
     assert config["fit"]["lr"] == 1e-3
 
 
