@@ -306,3 +306,15 @@ def test_certificates_hold_against_float64(name):
 def test_wrong_use_names_what_would_be_right(call, message):
     with torch.random.fork_rng(), pytest.raises(ValueError, match=message):
         call()
+
+
+@every_flow
+def test_a_whitened_float32_flow_keeps_its_map_and_its_inverse_in_float64(name):
+    flow = wild(name, 3, hidden=(32, 32), dtype=torch.float32)
+    x = points(200, 3) @ torch.tensor([[1, 0.9, 0], [0, 0.1, 3], [0, 0, 20]]).double() + 5
+    flow.transform.transforms[0].set(x, whiten=True)
+    with torch.no_grad():
+        z = flow(x.float())[0]
+        exact = flow.double()
+        torch.testing.assert_close(z.double(), exact(x)[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(exact.inverse(exact(x)[0])[0], x, rtol=0, atol=1e-10)
