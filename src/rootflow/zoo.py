@@ -15,14 +15,13 @@ from .errors import CheckpointError
 from .flow import Flow
 from .store import read_config
 from .transforms import (
-    ActNorm,
     Compose,
     ImplicitBlock,
-    LULinear,
     MonotoneBlock,
     ResidualBlock,
     Standardise,
     Transform,
+    mixing,
 )
 
 __all__ = ["ZOO", "Entry", "flow", "flows", "load"]
@@ -45,13 +44,6 @@ class Entry:
         parameters = inspect.signature(self.build).parameters.values()
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         return {**own, "base": "normal"}
-
-
-def _mixing(features: int, actnorm: bool, linear: str | None) -> list[Transform]:
-    if linear not in (None, "lu"):
-        raise ValueError(f"linear={linear!r} is unknown; choose 'lu' or None")
-    parts: list[Transform] = [ActNorm(features)] if actnorm else []
-    return [*parts, LULinear(features)] if linear and features > 1 else parts
 
 
 def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[Transform]]:
@@ -78,9 +70,9 @@ def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[T
         }  # fmt: skip
         chain: list[Transform] = []
         for _ in range(blocks):
-            chain += _mixing(features, actnorm, linear)
+            chain += mixing(features, actnorm, linear)
             chain.append(kind(features, hidden, **options))
-        return [*chain, *_mixing(features, actnorm, linear)]
+        return [*chain, *mixing(features, actnorm, linear)]
 
     return build
 

@@ -4,6 +4,7 @@ from .actnorm import ActNorm
 from .base import Compose, Inverse, Transform
 from .implicit import ImplicitBlock, MonotoneBlock, ResidualBlock
 from .linear import LULinear
+from .mixing import mixing
 from .preprocess import Standardise
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "ResidualBlock",
     "Standardise",
     "Transform",
+    "mixing",
 ]
