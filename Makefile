@@ -1,6 +1,6 @@
 # The commands of this checkout. Needs python3.11 (or newer), make and git; all else goes to .venv.
-# Variables: MINUTES=5 (make run, make bench), RUN=directory (make run), REPO=path (make bench),
-# TESTS="-k pattern" (make test), PYTHON=interpreter (make setup).
+# Variables: MINUTES=5 (make run, make bench), RUN=directory (make run), REPO=path, GRID=full (make
+# bench), TESTS="-k pattern" (make test), PYTHON=interpreter (make setup).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MINUTES ?= 5
@@ -33,8 +33,9 @@ setup: .venv/.ready ## .venv from the pinned constraints
 	$(PIP) install -q $(PINNED) --no-build-isolation -e '.[docs]'
 	@touch $@
 
-.venv/.bench: .venv/.ready
+.venv/.bench: .venv/.ready benchmarks/constraints-peers.txt
 	$(PIP) install -q $(PINNED) --group bench
+	$(PIP) install -q $(PINNED) -r benchmarks/constraints-peers.txt
 	@touch $@
 
 run: setup ## fit the built-in galaxy table for MINUTES and write a report
@@ -55,8 +56,9 @@ format: setup ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.bench ## benchmark tables, MINUTES a flow; REPO=path adds the published code
+bench: .venv/.bench ## benchmark tables, MINUTES a flow; GRID=full, REPO=path for more
 	$(BIN)/python benchmarks/tables.py --minutes $(MINUTES)
+	$(BIN)/python benchmarks/zoo.py $(if $(filter full,$(GRID)),,--quick)
 	$(if $(REPO),$(BIN)/python benchmarks/published.py --repo $(REPO),@echo "published code: not run, give REPO=path")
 
 docs: .venv/.docs ## the site, into docs/_build/html; a warning is an error

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 from torch.nn import functional as F
 
-__all__ = ["BASES", "Mixture", "Normal", "StudentT"]
+__all__ = ["BASES", "Mixture", "Normal", "StudentT", "Uniform"]
 
 
 class _Base(nn.Module):
@@ -26,6 +27,13 @@ class _Base(nn.Module):
         super().__init__()
         self.event = tuple(event)
         self.register_buffer("anchor", torch.zeros(()), persistent=False)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive: all of R^n unless a class says otherwise."""
+        return constraints.independent(  # type: ignore[no-untyped-call]
+            constraints.real, len(self.event)
+        )
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats: ``(..., *event)`` to ``(...)``."""
@@ -56,6 +64,29 @@ class Normal(_Base):
 
     def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         return self._normal(shape, generator)
+
+
+class Uniform(_Base):
+    """Uniform on [-interval, interval] in each dimension, the latent side of maps that keep it."""
+
+    def __init__(self, event: Sequence[int], interval: float) -> None:
+        super().__init__(event)
+        if not 0 < interval < math.inf:
+            raise ValueError(f"interval={interval!r} must be positive and finite")
+        self.interval = float(interval)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        edge, independent = self.interval, constraints.independent
+        return independent(constraints.interval(-edge, edge), len(self.event))  # type: ignore[no-untyped-call]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Constant inside, -inf outside, NaN for NaN; its gradient is zero everywhere."""
+        level = z * 0 - math.log(2 * self.interval)
+        return self._sum(torch.where(z.abs() > self.interval, -math.inf, level))
+
+    def sample(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+        return (2 * self._uniform((*shape, *self.event), generator) - 1) * self.interval
 
 
 class StudentT(_Base):

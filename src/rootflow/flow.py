@@ -135,10 +135,9 @@ class FlowDistribution(torch.distributions.Distribution):
 
     @property
     def support(self) -> torch.distributions.constraints.Constraint:
-        """All of R^n."""
-        return torch.distributions.constraints.independent(  # type: ignore[no-untyped-call]
-            torch.distributions.constraints.real, len(self.flow.event)
-        )
+        """That of the base, which every map of the registry keeps: R^n, or a bounded interval."""
+        support: torch.distributions.constraints.Constraint = self.flow.base.support  # type: ignore[assignment]
+        return support
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density in nats, ``sample_shape + batch_shape``."""

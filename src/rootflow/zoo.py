@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .bases import BASES
+from .bases import BASES, Uniform
 from .errors import CheckpointError
 from .flow import Flow
 from .store import read_config
@@ -21,8 +21,18 @@ from .transforms import (
     ResidualBlock,
     Standardise,
     Transform,
+    glow,
+    iaf,
+    maf,
     mixing,
+    nice,
+    nsf_ar,
+    nsf_coupling,
+    realnvp,
 )
+from .transforms.planar import planar
+from .transforms.radial import radial
+from .transforms.sylvester import sylvester
 
 __all__ = ["ZOO", "Entry", "flow", "flows", "load"]
 
@@ -100,6 +110,68 @@ ZOO = {
             _blocks(MonotoneBlock, 8),
             "root find", "root find", LOG_DET, "Ahn et al. 2022, NeurIPS",
         ),
+        Entry(
+            "nice",
+            "additive couplings and a final scale: the simplest network flow",
+            nice,
+            "closed", "closed", "exact", "Dinh et al. 2015, arXiv:1410.8516",
+        ),
+        Entry(
+            "realnvp",
+            "affine couplings: cheap in both directions",
+            realnvp,
+            "closed", "closed", "exact", "Dinh et al. 2017, arXiv:1605.08803",
+        ),
+        Entry(
+            "glow",
+            "affine couplings with ActNorm and permuted LU maps between them",
+            glow,
+            "closed", "closed", "exact", "Kingma and Dhariwal 2018, arXiv:1807.03039",
+        ),
+        Entry(
+            "nsf-coupling",
+            "rational-quadratic spline couplings: flexible, and as fast to sample as to score",
+            nsf_coupling,
+            "closed", "closed", "exact", "Durkan et al. 2019, arXiv:1906.04032",
+        ),
+        Entry(
+            "maf",
+            "each column an affine map given by those before it: scores in one pass",
+            maf,
+            "closed", "closed, column by column", "exact",
+            "Papamakarios et al. 2017, arXiv:1705.07057",
+        ),
+        Entry(
+            "iaf",
+            "maf turned around: samples in one pass, made for variational fits",
+            iaf,
+            "closed, column by column", "closed", "exact", "Kingma et al. 2016, arXiv:1606.04934",
+        ),
+        Entry(
+            "nsf-ar",
+            "each column a spline given by those before it: the most flexible closed form",
+            nsf_ar,
+            "closed", "closed, column by column", "exact",
+            "Durkan et al. 2019, arXiv:1906.04032",
+        ),
+        Entry(
+            "planar",
+            "bends along one direction a layer: small, fast to sample, made for variational fits",
+            planar,
+            "root find", "closed", "exact", "Rezende and Mohamed 2015, arXiv:1505.05770",
+        ),
+        Entry(
+            "radial",
+            "stretches and squeezes around one centre a layer",
+            radial,
+            "closed", "closed", "exact", "Rezende and Mohamed 2015, arXiv:1505.05770",
+        ),
+        Entry(
+            "sylvester",
+            "bends along several directions a layer, which act on one another",
+            sylvester,
+            "root find", "closed", "exact", "van den Berg et al. 2018, arXiv:1803.05649",
+        ),
     )
 }
 
@@ -108,7 +180,8 @@ def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
     """Build a flow by name.
 
     ``features``: columns of the data; ``context``: width of what it is conditioned on. Options are
-    those of ``flows()``. Raises ValueError naming the valid names or options.
+    those of ``flows()``; with ``tails`` other than "linear" the data are taken as they are and live
+    on [-interval, interval]. Raises ValueError naming the valid names or options.
     """
     if name not in ZOO:
         raise ValueError(f"flow={name!r} is unknown; choose one of {', '.join(ZOO)}")
@@ -128,8 +201,16 @@ def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
     base = options.pop("base")
     if base not in BASES:
         raise ValueError(f"base={base!r} is unknown; choose one of {', '.join(BASES)}")
+    tails = options.get("tails", "linear")
+    if tails != "linear" and base != "normal":
+        raise ValueError(
+            f"base={base!r}: with tails={tails!r} the base is uniform on the interval; leave it out"
+        )
     chain = entry.build(features, context, **options)
-    return Flow(Compose([Standardise(features), *chain]), BASES[base]((features,)), recipe)
+    if tails == "linear":
+        return Flow(Compose([Standardise(features), *chain]), BASES[base]((features,)), recipe)
+    # These maps keep the interval in the units of the data, so nothing may move them before.
+    return Flow(Compose(chain), Uniform((features,), options["interval"]), recipe)
 
 
 def flows() -> list[dict[str, Any]]:

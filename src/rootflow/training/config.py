@@ -15,7 +15,8 @@ class FitConfig(BaseModel):
     """How to train; every field can be given as ``--set name=value`` on the command line.
 
     The fit ends at the first of ``minutes`` and ``steps``. The learning rate warms up over the
-    first ``warmup`` of the budget and falls to zero along a cosine.
+    first ``warmup`` of the budget and falls to zero along a cosine. ``compile`` runs the training
+    steps through torch.compile: for flows of closed formulas, and where a C++ compiler is at hand.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,4 +33,5 @@ class FitConfig(BaseModel):
     validate_seconds: Positive = 10.0
     validation_rows: Annotated[int, Field(gt=0)] = 10_000
     whiten: bool = True
+    compile: bool = False
     seed: int = 0

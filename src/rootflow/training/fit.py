@@ -116,6 +116,7 @@ class _Trainer:
             self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
         self.step, self.skipped, self.in_a_row, self.lr_factor = 0, 0, 0, 1.0
+        self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def learning_rate(self, progress: float) -> float:
         c = self.config
@@ -134,7 +135,7 @@ class _Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         loss, norm = math.nan, math.nan
         with contextlib.suppress(NotConverged):  # then the step counts as skipped
-            log_prob = self.flow.log_prob(x, context)
+            log_prob = self._log_prob(x, context)
             mean = log_prob.mean() if weight is None else (weight * log_prob).sum() / weight.sum()
             objective = -mean
             objective.backward()  # type: ignore[no-untyped-call]
@@ -151,6 +152,25 @@ class _Trainer:
         else:
             self._skip()
         return loss, norm, rate
+
+    def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
+        """Of one batch; compiled if the config says so, after a first step that may initialise."""
+        if not self.config.compile or self.step == 0:
+            return self.flow.log_prob(x, context)
+        if self.compiled is not None:
+            return self.compiled(x, context)
+        self.compiled = torch.compile(self.flow.log_prob, fullgraph=True, dynamic=False)
+        distribution = torch.distributions.Distribution
+        validated = distribution._validate_args
+        try:
+            return self.compiled(x, context)
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise RootflowError(
+                f"compile=True: this flow cannot be compiled here ({reason}); use compile=False"
+            ) from error
+        finally:  # torch switches validation off for good when it first compiles
+            distribution.set_default_validate_args(validated)
 
     def _reseed(self) -> None:
         """Let random terms and probes follow from seed, step and place in the flow alone."""

@@ -1,21 +1,47 @@
 """Invertible maps; forward is always data to latent."""
 
 from .actnorm import ActNorm
+from .autoregressive import AutoregressiveTransform, iaf, maf, nsf_ar
 from .base import Compose, Inverse, Transform
+from .coupling import Coupling, glow, nice, nsf_coupling, realnvp
 from .implicit import ImplicitBlock, MonotoneBlock, ResidualBlock
-from .linear import LULinear
-from .mixing import mixing
+from .linear import LULinear, Scale
+from .mixing import Permute, Reverse, mixing
+from .planar import Planar
 from .preprocess import Standardise
+from .radial import Radial
+from .spline import Spline
+from .sylvester import Sylvester
+from .univariate import Affine, Shift, Univariate
 
 __all__ = [
     "ActNorm",
+    "Affine",
+    "AutoregressiveTransform",
     "Compose",
+    "Coupling",
     "ImplicitBlock",
     "Inverse",
     "LULinear",
     "MonotoneBlock",
+    "Permute",
+    "Planar",
+    "Radial",
     "ResidualBlock",
+    "Reverse",
+    "Scale",
+    "Shift",
+    "Spline",
     "Standardise",
+    "Sylvester",
     "Transform",
+    "Univariate",
+    "glow",
+    "iaf",
+    "maf",
     "mixing",
+    "nice",
+    "nsf_ar",
+    "nsf_coupling",
+    "realnvp",
 ]

@@ -14,7 +14,9 @@ class ActNorm(Transform):
     """z = (x - shift) exp(-log_scale); Kingma and Dhariwal 2018 (arXiv:1807.03039), section 3.1.
 
     The first batch of two rows or more seen in training mode by ``forward`` sets both so that z is
-    standardised; evaluation never does. log_det exact, both directions closed.
+    standardised; evaluation never does, nor does compiled code (a flag read from a tensor would
+    break its graph), so let the first step run eagerly. A column that is constant up to rounding
+    keeps the scale 1. log_det exact, both directions closed.
     """
 
     initialised: Tensor
@@ -25,12 +27,19 @@ class ActNorm(Transform):
         self.log_scale = nn.Parameter(torch.zeros(features))
         self.register_buffer("initialised", torch.zeros((), dtype=torch.bool))
 
+    @torch.no_grad()
+    def _initialise(self, x: Tensor) -> None:
+        if x.shape[0] < 2 or bool(self.initialised):
+            return
+        spread = x.std(0)
+        rounding = 16 * torch.finfo(x.dtype).eps * x.abs().amax(0)
+        self.shift.copy_(x.mean(0))
+        self.log_scale.copy_(torch.where(spread > rounding, spread, 1).clamp_min(1e-6).log())
+        self.initialised.fill_(True)
+
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        if self.training and x.shape[0] > 1 and not bool(self.initialised):
-            with torch.no_grad():
-                self.shift.copy_(x.mean(0))
-                self.log_scale.copy_(x.std(0).clamp_min(1e-6).log())
-                self.initialised.fill_(True)
+        if self.training and not torch.compiler.is_compiling():
+            self._initialise(x)
         log_det = -self.log_scale.sum()
         return (x - self.shift) * (-self.log_scale).exp(), log_det.expand(x.shape[0])
 

@@ -48,8 +48,9 @@ def start(weight: Tensor, fan_in: int) -> Tensor:
 class Dense(nn.Module):
     """A network from ``(inputs, n)`` to ``(outputs, n)``, started at the constant ``bias``.
 
-    ``residual``: equal widths, each pair of hidden layers adds to what it was given (Durkan et al.
-    2019, arXiv:1906.04032, appendix B.1).
+    ``residual``: equal widths, each hidden layer after the first adds to what it was given, the
+    activation standing before it (after He et al. 2016, arXiv:1603.05027). Without inputs the
+    network is the constant alone, still learned.
     """
 
     def __init__(
@@ -61,22 +62,27 @@ class Dense(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        widths = [inputs, *check_hidden(hidden)]
+        widths = [inputs, *check_hidden(hidden)] if inputs else []
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"hidden={tuple(hidden)!r}: residual layers need equal widths")
         self.activation, self.residual = activation_named(activation), residual
-        pairs = list(zip(widths, widths[1:], strict=False))
-        self.weights = nn.ParameterList(nn.Parameter(start(torch.empty(o, i), i)) for i, o in pairs)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(o, 1)) for _, o in pairs)
-        self.weights.append(nn.Parameter(torch.zeros(len(bias), widths[-1])))
-        self.biases.append(nn.Parameter(bias.reshape(-1, 1).clone()))
+        self.names = [(f"weight{k}", f"bias{k}") for k in range(len(widths) or 1)]
+        for (weight, b), i, o in zip(self.names, widths, widths[1:], strict=False):
+            self.register_parameter(weight, nn.Parameter(start(torch.empty(o, i), i)))
+            self.register_parameter(b, nn.Parameter(torch.zeros(o, 1)))
+        weight, b = self.names[-1]
+        last = nn.Parameter(torch.zeros(len(bias), widths[-1])) if inputs else None
+        self.register_parameter(weight, last)
+        self.register_parameter(b, nn.Parameter(bias.reshape(-1, 1).clone()))
 
     def forward(self, h: Tensor) -> Tensor:
         """Outputs ``(outputs, n)`` of inputs ``(inputs, n)``."""
-        last = len(self.weights) - 1
-        for k, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            y = torch.addmm(b, w, h)
-            if k < last:
-                y = self.activation(y)
+        last = len(self.names) - 1
+        for k, (weight, bias) in enumerate(self.names):  # attributes: a ParameterList is slow
+            w: Tensor | None = getattr(self, weight)
+            b: Tensor = getattr(self, bias)
+            if w is None:
+                return b.expand(-1, h.shape[1])
+            y = torch.addmm(b, w, self.activation(h) if k else h)
             h = h + y if self.residual and 0 < k < last else y
         return h

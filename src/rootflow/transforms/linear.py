@@ -1,4 +1,4 @@
-"""An invertible linear map in LU form."""
+"""Invertible linear maps whose log-determinants cost nothing."""
 
 from __future__ import annotations
 
@@ -7,35 +7,56 @@ from torch import Tensor, nn
 
 from .base import Transform
 
-__all__ = ["LULinear"]
+__all__ = ["LULinear", "Scale"]
 
 
 class LULinear(Transform):
-    r"""z = L U x + b with unit lower L and upper U of positive diagonal, started at the identity.
+    r"""z = P L U x + b with unit lower L and upper U of positive diagonal, L = U = I at the start.
 
-    log_det is the sum of the logarithms of U's diagonal, exact. Source: Kingma and Dhariwal 2018
-    (arXiv:1807.03039), section 3.2, without the permutation.
+    P is the identity, or with ``permute`` a fixed random permutation, drawn like a weight and
+    saved. log_det is the sum of the logarithms of U's diagonal, exact. Source: Kingma and Dhariwal
+    2018 (arXiv:1807.03039), section 3.2, equation 10, with positive s.
     """
 
-    def __init__(self, features: int) -> None:
+    order: Tensor | None
+
+    def __init__(self, features: int, *, permute: bool = False) -> None:
         super().__init__((features,))
         self.entries = nn.Parameter(torch.zeros(features, features))
         self.log_diagonal = nn.Parameter(torch.zeros(features))
         self.bias = nn.Parameter(torch.zeros(features))
+        self.register_buffer("order", torch.randperm(features) if permute else None)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
-        eye = torch.eye(self.event[0], dtype=self.bias.dtype, device=self.bias.device)
-        diagonal = torch.diag(self.log_diagonal.exp())
-        return self.entries.tril(-1) + eye, self.entries.triu(1) + diagonal
+        """L without its unit diagonal, and U."""
+        return self.entries.tril(-1), self.entries.triu(1) + self.log_diagonal.exp().diag()
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        lower, upper = self._factors()
-        z = torch.addmm(self.bias, x, (lower @ upper).mT)
-        return z, self.log_diagonal.sum().expand(x.shape[0])
+        strict, upper = self._factors()
+        weight = torch.addmm(upper, strict, upper)
+        if self.order is not None:
+            weight = weight[self.order]
+        return torch.addmm(self.bias, x, weight.mT), self.log_diagonal.sum().expand(x.shape[0])
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        lower, upper = self._factors()
+        strict, upper = self._factors()
         b = (z - self.bias).mT
-        y = torch.linalg.solve_triangular(lower, b, upper=False, unitriangular=True)
+        if self.order is not None:
+            b = b[self.order.argsort()]
+        y = torch.linalg.solve_triangular(strict, b, upper=False, unitriangular=True)
         x = torch.linalg.solve_triangular(upper, y, upper=True).mT
         return x, (-self.log_diagonal.sum()).expand(z.shape[0])
+
+
+class Scale(Transform):
+    """z = x exp(s) with one learned s for each column; Dinh et al. 2015, section 3.3."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__((features,))
+        self.log_scale = nn.Parameter(torch.zeros(features))
+
+    def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return x * self.log_scale.exp(), self.log_scale.sum().expand(x.shape[0])
+
+    def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return z * (-self.log_scale).exp(), (-self.log_scale.sum()).expand(z.shape[0])

@@ -34,12 +34,21 @@ class Standardise(Transform):
         """
         x = x.detach().double()
         mean = x.mean(0)
-        scale = x.std(0, correction=0)
+        covariance = x.T.cov(correction=0).reshape(x.shape[1], x.shape[1])
+        self.place(mean, covariance, whiten and x.shape[0] > 2 * x.shape[1])
+
+    def place(self, mean: Tensor, covariance: Tensor, whiten: bool = True) -> None:
+        """Take mean ``(features,)`` and covariance ``(features, features)``, in float64.
+
+        ``whiten``: undo correlations too, in the symmetric way that turns axes least.
+        """
+        mean, covariance = mean.detach().double(), covariance.detach().double()
+        scale = covariance.diagonal().sqrt()
         scale = torch.where(scale > 0, scale, 1.0)
         matrix = torch.diag(1 / scale)
-        if whiten and x.shape[0] > 2 * x.shape[1]:
-            correlation = ((x - mean) / scale).T.cov(correction=0).reshape(x.shape[1], x.shape[1])
-            values, vectors = torch.linalg.eigh(correlation)
+        if whiten:
+            correlation = covariance / scale / scale[:, None]
+            values, vectors = torch.linalg.eigh((correlation + correlation.T) / 2)
             values = values.clamp_min(1e-6 * float(values[-1]))
             matrix = (vectors * values**-0.5) @ vectors.T / scale
         self.mean.copy_(mean)
