@@ -201,7 +201,7 @@ def test_objective_and_likelihood_never_share_an_axis():
 
 
 def test_the_band_of_the_quantile_plot_is_that_of_normal_order_statistics():
-    expected, rank, low, high = plots._normal_order(500)
+    expected, rank, low, high = plots.trust._normal_order(500)
     generator = np.random.default_rng(5)
     draws = np.sort(generator.normal(size=(4000, 500)), axis=1)[:, rank - 1]
     inside = ((draws > low) & (draws < high)).mean(axis=0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from rootflow.data import (
-    BUILTIN,
+    TOYS,
     Table,
     describe_columns,
     read_table,
@@ -130,12 +130,19 @@ def test_builtin_tables():
     assert galaxies.values.shape == (100_000, 7)
     first = [0.28708659, 26.759261, 25.901778, 25.187710, 24.932318, 24.736903, 24.671623]
     np.testing.assert_allclose(galaxies.values[0], first, rtol=1e-6)
-    for name in list(BUILTIN)[1:]:
+    for name in TOYS:
         table = read_table(f"{name}:50", seed=3)
         assert (table.name, table.columns) == (name, ("x1", "x2"))
         np.testing.assert_array_equal(table.values, read_table(f"{name}:50", seed=3).values)
         assert not np.array_equal(table.values, read_table(f"{name}:50", seed=4).values)
     assert read_table("moons").values.shape == (100_000, 2)
+    digits = read_table("digits")
+    assert digits.columns == tuple(f"p{j:02d}" for j in range(64))
+    assert digits.values.shape == (1797, 64)
+    assert set(digits.dtypes) == {"uint8"}
+    assert (digits.values.min(), digits.values.max(), digits.values.sum()) == (0, 16, 561718)
+    np.testing.assert_array_equal(digits.values[0, :8], [0, 0, 5, 13, 9, 1, 0, 0])
+    assert [r.name for r in describe_columns(digits) if r.constant] == ["p00", "p32", "p39"]
     refused("galaxies:10", "only toys take a number of rows; use max_rows=")
     refused("moons:many", "'many' is not a number of rows; write moons:5000")
 
@@ -211,7 +218,7 @@ def test_the_row_is_right_far_into_a_file(text):
 
 
 def test_bad_places(tmp_path, text):
-    refused("none.csv", r"none\.csv: no such file, nor a built-in table \(galaxies, checkerboard")
+    refused("none.csv", r"none\.csv: no such file, nor a built-in table \(galaxies, digits, check")
     refused(tmp_path, "is a directory, not a table")
     refused(text("a,b\n1,2\n", "t.xls"), r"unknown kind of file '\.xls'; known are \.csv \.tsv ")
     refused([[1, 2]], "cannot read a table from list; give a path, a data frame, a 2-d array")

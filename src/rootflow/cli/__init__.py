@@ -11,8 +11,10 @@ from rootflow.cli.data import data
 from rootflow.cli.fit import fit
 from rootflow.cli.flows import flows
 from rootflow.cli.report import report
+from rootflow.cli.reproduce import reproduce
 from rootflow.cli.sample import sample
 from rootflow.cli.score import score
+from rootflow.cli.vi import vi
 
 __all__ = ["app", "main"]
 
@@ -24,7 +26,7 @@ app = typer.Typer(
     context_settings=Wide,
     rich_markup_mode="markdown",
 )
-for command in (fit, score, sample, compare, report, flows):
+for command in (fit, score, sample, compare, report, vi, reproduce, flows):
     app.command()(command)
 app.add_typer(data, name="data")
 

@@ -5,16 +5,25 @@ import signal
 import sys
 import time
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from rootflow.cli.common import say
-from rootflow.training import FitConfig
 
 __all__ = ["Progress", "Signals"]
+
+
+class Budget(Protocol):
+    """What a progress bar needs to know of the settings of a fit."""
+
+    @property
+    def minutes(self) -> float | None: ...
+
+    @property
+    def steps(self) -> int | None: ...
 
 
 class Signals:
@@ -43,7 +52,7 @@ class Progress:
     ``step`` and ``seconds``: what a resumed fit has behind it. Call ``tick`` after each step.
     """
 
-    def __init__(self, config: FitConfig, quiet: bool, step: int = 0, seconds: float = 0.0) -> None:
+    def __init__(self, config: Budget, quiet: bool, step: int = 0, seconds: float = 0.0) -> None:
         self.config, self.step = config, step
         self.start, self.begin = step, time.monotonic()
         self.before, self.validation = seconds, ""
@@ -73,9 +82,11 @@ class Progress:
         return min(max(by_time, by_step), 1.0)
 
     def note(self, record: dict[str, Any]) -> None:
-        """Remember the validation likelihood of a record."""
+        """Remember the validation likelihood or the bound of a record."""
         if record["kind"] == "validation":
             self.validation = f", validation {record['log_prob']:.4f} nats"
+        elif record["kind"] == "elbo" and record["elbo"] is not None:
+            self.validation = f", ELBO {record['elbo']:.4f} nats"
 
     def tick(self) -> None:
         """One more step is done."""

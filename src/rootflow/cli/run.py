@@ -101,6 +101,11 @@ def open_run(run: Path, device: torch.device) -> tuple[rootflow.Flow, dict[str, 
             f"{run}: the fit has not finished; continue it with: rootflow fit --resume --out {run}"
         )
     plan = read_config(run)
+    if "inference" in plan:
+        raise CheckpointError(
+            f"{run} was written by rootflow vi, its draws beside it; read it in Python with "
+            "rootflow.inference.load"
+        )
     flow = rootflow.load(run, device)
     if not (run / "result.json").exists() and (run / "resume").is_dir():
         say(f"warning: the fit of {run} was interrupted; these are its best weights so far")

@@ -4,28 +4,33 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import rootflow
 from rootflow.cli.common import WrongUse
 from rootflow.training import FitConfig
 from rootflow.zoo import ZOO
 
-__all__ = ["build_flow", "fit_config", "parse"]
+__all__ = ["build_flow", "fit_config", "merge_budget", "parse"]
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
-def parse(flow: str, assignments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def parse(
+    flow: str, assignments: Sequence[str], config: type[BaseModel] = FitConfig
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the flow and of the fit, from words such as ``blocks=4`` or ``fit.lr=1e-3``.
 
-    A bare name is looked up among the options of the flow first. Raises WrongUse naming the valid
+    A bare name is looked up among the options of the flow first, then among the fields of
+    ``config``. Raises WrongUse naming the valid
     names for an unknown flow or key, or the wanted type for a bad value.
     """
     if flow not in ZOO:
         raise WrongUse(f"--flow {flow}: unknown; choose one of {', '.join(ZOO)}")
-    defaults, fields = ZOO[flow].options(), FitConfig.model_fields
+    defaults, fields = ZOO[flow].options(), config.model_fields
     options: dict[str, Any] = {}
     fit: dict[str, Any] = {}
     for assignment in assignments:
@@ -49,15 +54,23 @@ def fit_config(
     settings: Mapping[str, Any], minutes: float | None, steps: int | None, seed: int | None
 ) -> FitConfig:
     """The checked settings of a fit; five minutes unless a budget is given. Raises WrongUse."""
+    return merge_budget(FitConfig, settings, minutes, steps, seed, default_minutes=5.0)
+
+
+def merge_budget(
+    config: type[Config], settings: Mapping[str, Any], minutes: float | None, steps: int | None,
+    seed: int | None, default_minutes: float,
+) -> Config:
+    """``settings`` and the options of the same names, checked by ``config``. Raises WrongUse."""
     given = {"minutes": minutes, "steps": steps, "seed": seed}
     given = {name: value for name, value in given.items() if value is not None}
     for name in given.keys() & settings.keys():
         raise WrongUse(f"--{name} and --set {name}=... contradict each other; give one of them")
     merged = {**settings, **given}
     if merged.get("minutes") is None and merged.get("steps") is None:
-        merged["minutes"] = 5.0
+        merged["minutes"] = default_minutes
     try:
-        return FitConfig.model_validate(merged)
+        return config.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
         name, text = ".".join(map(str, first["loc"])), first["msg"]

@@ -32,6 +32,7 @@ UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZip
 
 BUILTIN: dict[str, str] = {
     "galaxies": "100,000 x 7: redshift and six magnitudes of simulated galaxies (pzflow, MIT)",
+    "digits": "1,797 x 64: pixels 0 to 16 of handwritten digits, 8 x 8 (UCI optdigits, CC BY 4.0)",
     **{name: f"toy, fresh rows x 2: {toy.summary}" for name, toy in TOYS.items()},
 }
 
@@ -65,7 +66,7 @@ def _open_builtin(source: str, seed: int) -> Source:
     if name not in TOYS:
         if count:
             raise DataError(f"{source}: only toys take a number of rows; use max_rows=")
-        return replace(_open_path(Path(__file__).with_name("galaxies.parquet")), name=name)
+        return replace(_open_path(Path(__file__).with_name(f"{name}.parquet")), name=name)
     if not re.fullmatch("[1-9][0-9]{0,14}", count or str(TOY_ROWS)):
         raise DataError(f"{source}: {count!r} is not a number of rows; write {name}:5000, say")
     rows = int(count or TOY_ROWS)

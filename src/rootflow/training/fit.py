@@ -170,7 +170,7 @@ class _Trainer:
                 f"compile=True: this flow cannot be compiled here ({reason}); use compile=False"
             ) from error
         finally:  # torch switches validation off for good when it first compiles
-            distribution.set_default_validate_args(validated)
+            distribution._validate_args = validated
 
     def _reseed(self) -> None:
         """Let random terms and probes follow from seed, step and place in the flow alone."""

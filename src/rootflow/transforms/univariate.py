@@ -47,19 +47,20 @@ class Shift(Univariate):
 class Affine(Univariate):
     """z = x exp(s) + t, with s bent smoothly into (-limit, limit) so that no scale overflows.
 
-    Dinh et al. 2017 (arXiv:1605.08803), equation 7; the bend is s / (1 + |s| / limit).
+    Dinh et al. 2017 (arXiv:1605.08803), equation 7; the bend is limit tanh(s / limit).
     """
 
     size = 2
     limit = math.log(1000.0)
 
-    def _scale(self, theta: Tensor) -> Tensor:
-        return theta[0] / (1 + theta[0].abs() / self.limit)
+    def _parts(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        s, t = theta.unbind(0)
+        return torch.tanh(s / self.limit) * self.limit, t
 
     def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._scale(theta)
-        return torch.addcmul(theta[1], x, s.exp()), s
+        s, t = self._parts(theta)
+        return torch.addcmul(t, x, s.exp()), s
 
     def inverse(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        s = self._scale(theta)
-        return (z - theta[1]) * (-s).exp(), -s
+        s, t = self._parts(theta)
+        return (z - t) * (-s).exp(), -s

@@ -1,45 +1,28 @@
 """The figures that show whether a fitted flow can be trusted, to save or to embed in a report.
 
-Every function returns a new ``matplotlib.figure.Figure`` on an Agg canvas; no state of pyplot or of
-matplotlib's settings is touched. Blue is data and orange the flow, apart for colour-blind eyes too.
 Rows with NaN or infinity are not drawn; where they would mislead, the figure counts them.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["density_2d", "latent", "learning_curve", "marginals", "pairs", "png", "round_trip"]
+from . import style
+from .style import BLUES, DATA, FAINT, FLOW, INK, ORANGES, Array, canvas, caption, heat, span
 
-Array = NDArray[np.float64]
-DATA, FLOW, INK, FAINT = "#0072B2", "#D55E00", "#33373d", "#c9ced6"
-BLUES = LinearSegmentedColormap.from_list("data", ["#ffffff", "#9fd0ee", DATA, "#00263d"])
-ORANGES = LinearSegmentedColormap.from_list("flow", ["#ffffff", "#f7bd8f", FLOW, "#431d00"])
+__all__ = ["density_2d", "latent", "learning_curve", "marginals", "pairs", "round_trip"]
+
 CORNER: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 8, "color": INK}
-WIDTH = 9.0  # inches, the same for every figure, so that text has one size down the page
 MOST_PANELS = 64  # more small panels than this cannot be read
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; equal figures give equal bytes."""
-    out = BytesIO()
-    with warnings.catch_warnings():  # a column name in a script that the font lacks shows as boxes
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(out, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
-    return out.getvalue()
 
 
 def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -48,21 +31,21 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     ``metrics`` are the lines of metrics.jsonl. One is the noisy objective of the raw weights, the
     other an exact likelihood of the averaged weights, so they never share an axis.
     """
-    figure, (left, right) = _canvas(1, 2, 2.9)
+    figure, (left, right) = canvas(1, 2, 2.9)
     step, loss = _series(metrics, "train", "loss")
     missing = "" if loss.size else ": not recorded"
-    _label(left, "Training objective" + missing, "step", "loss (nats per row)")
+    caption(left, "Training objective" + missing, "step", "loss (nats per row)")
     if loss.size:
         window = max(1, loss.size // 20)
         padded = np.pad(loss, (window // 2, (window - 1) // 2), mode="edge")
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
         left.plot(step, loss, color=DATA, lw=0.8, alpha=0.4, label="each log line")
         left.plot(step, smooth, color=DATA, lw=1.8, label="running median")
-        left.set_ylim(*_span(loss, 0.0, 0.98, pad=0.08))  # the first steps may be astronomical
+        left.set_ylim(*span(loss, 0.0, 0.98, pad=0.08))  # the first steps may be astronomical
         left.legend(frameon=False, fontsize=8)
     step, value = _series(metrics, "validation", "log_prob")
     missing = "" if value.size else ": not recorded"
-    _label(right, "Validation log-likelihood" + missing, "step", "log-likelihood (nats per row)")
+    caption(right, "Validation log-likelihood" + missing, "step", "log-likelihood (nats per row)")
     if value.size:
         at, error = _series(metrics, "validation", "log_prob_se")
         error = np.interp(step, at, error) if at.size else np.zeros_like(value)
@@ -70,7 +53,7 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         right.fill_between(step, low, high, color=FLOW, alpha=0.2, lw=0, label="± standard error")
         right.plot(step, value, color=FLOW, lw=1.6, marker=".")
         right.plot(step[best], value[best], "*", color=INK, ms=9, label="best")
-        right.set_ylim(*_span(np.concatenate([low, high]), 0.05, 1.0, pad=0.1))
+        right.set_ylim(*span(np.concatenate([low, high]), 0.05, 1.0, pad=0.1))
         right.legend(frameon=False, fontsize=8)
     return figure
 
@@ -83,11 +66,11 @@ def marginals(data: ArrayLike, samples: ArrayLike, columns: Sequence[str]) -> Fi
     """
     x, y = _table(data, len(columns)), _table(samples, len(columns))
     shown = min(len(columns), MOST_PANELS)
-    figure, axes = _canvas(*_shape(shown), 1.75, used=shown)
+    figure, axes = canvas(*_shape(shown), 1.75, used=shown)
     for i, ax in enumerate(axes):
         edges = _edges(x[:, i] if len(x) else y[:, i], 60)
         _overlay(ax, x[:, i], y[:, i], edges)
-        _label(ax, _short(columns[i], 28, ax.xaxis))
+        caption(ax, _short(columns[i], 28, ax.xaxis))
         outside = np.mean((y[:, i] < edges[0]) | (y[:, i] > edges[-1])) if len(y) else 0.0
         if outside > 0.01:
             ax.text(1, 0.97, f"{outside:.1%} of samples\noutside", transform=ax.transAxes, **CORNER)
@@ -107,7 +90,7 @@ def pairs(
     d = min(len(columns), max_columns)
     bins = int(np.clip(math.sqrt(max(len(x), len(y))) / 2, 10, 48))
     edges = [_edges((x if len(x) else y)[:, i], bins) for i in range(d)]
-    figure, axes = _canvas(d, d, WIDTH / d, layout="none")
+    figure, axes = canvas(d, d, style.WIDTH / d, layout="none")
     figure.subplots_adjust(0.09, 0.09, 0.985, 0.95, wspace=0.07, hspace=0.07)
     for place, ax in enumerate(axes):
         i, j = divmod(place, d)  # column i of the table runs upwards, column j to the right
@@ -117,12 +100,12 @@ def pairs(
         else:
             share = [_share(rows[:, [j, i]], edges[j], edges[i]) for rows in (x, y)]
             colours = ORANGES if i < j else BLUES
-            _heat(ax, edges[j], edges[i], share[i < j], colours, max(map(np.max, share)), 0.5)
+            heat(ax, edges[j], edges[i], share[i < j], colours, max(map(np.max, share)), 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(3, prune="both"))
         ax.tick_params("x", labelbottom=i == d - 1, rotation=30, labelsize=7)
         ax.tick_params("y", labelleft=j == 0, labelsize=7)
         names = [_short(columns[k], 13, a) for k, a in ((j, ax.xaxis), (i, ax.yaxis))]
-        _label(ax, "", names[0] if i == d - 1 else "", names[1] if j == 0 else "")
+        caption(ax, "", names[0] if i == d - 1 else "", names[1] if j == 0 else "")
     figure.align_labels()
     _legend(figure, d, len(columns))
     return figure
@@ -140,7 +123,7 @@ def latent(z: ArrayLike) -> Figure:
     table = _table(given, d)
     n, lost, shown = len(table), given.size // d - len(table), min(d, MOST_PANELS - 1)
     rows, across = _shape(shown + 1)
-    figure, axes = _canvas(rows, across, 1.75, used=shown + 1)
+    figure, axes = canvas(rows, across, 1.75, used=shown + 1)
     expected, rank, low, high = _normal_order(n)
     for i, ax in enumerate(axes[:-1]):
         off = np.sort(table[:, i])[rank - 1] - expected
@@ -150,7 +133,7 @@ def latent(z: ArrayLike) -> Figure:
         widest = max(0.25, np.abs(low - expected).max(initial=0), np.abs(off).max(initial=0))
         ax.set_ylim(-1.1 * min(widest, 3), 1.1 * min(widest, 3))
         x_label = "expected quantile" if i + across > shown else ""
-        _label(ax, f"z{i + 1}", x_label, "" if i % across else "observed − expected")
+        caption(ax, f"z{i + 1}", x_label, "" if i % across else "observed − expected")
     _chi_square(axes[-1], (table**2).sum(axis=1), d)
     more = [f"first {shown} of {d} dimensions"] * (shown < d)
     more += [f"{lost:,} of {lost + n:,} rows are not finite and left out"] * (lost > 0)
@@ -165,7 +148,7 @@ def round_trip(errors: ArrayLike, bounds: ArrayLike) -> Figure:
     Errors are distances between x and inverse(forward(x)) in the unit of the data; bounds limit the
     distance between the computed latent and the exact one. Zeros cannot be drawn and are counted.
     """
-    figure, axes = _canvas(1, 2, 2.6)
+    figure, axes = canvas(1, 2, 2.6)
     for ax, values, title, label in (
         (axes[0], errors, "Round-trip error", "log10 |x − inverse(forward(x))|, data units"),
         (axes[1], bounds, "Certified bound", "log10 bound on |z − exact z|, latent units"),
@@ -174,14 +157,14 @@ def round_trip(errors: ArrayLike, bounds: ArrayLike) -> Figure:
         known = given[np.isfinite(given)]
         drawn = np.log10(known[known > 0])
         if drawn.size:
-            ax.hist(drawn, bins=np.linspace(*_span(drawn, 0, 1), 41).tolist(), color=DATA)
+            ax.hist(drawn, bins=np.linspace(*span(drawn, 0, 1), 41).tolist(), color=DATA)
             ax.axvline(drawn.max(), color=INK, lw=1, ls="--")
         else:
             ax.set(xticks=[], yticks=[])
         notes = [f"largest {known.max():.2g}"] if known.size else []
         notes += [f"{zeros:,} rows exactly 0"] if (zeros := int((known <= 0).sum())) else []
         notes += [f"{lost:,} rows not finite"] if (lost := given.size - known.size) else []
-        _label(ax, f"{title}: {', '.join(notes) or 'not measured'}", label, "rows")
+        caption(ax, f"{title}: {', '.join(notes) or 'not measured'}", label, "rows")
     return figure
 
 
@@ -199,7 +182,7 @@ def density_2d(
     the share of rows and the integral of the density inside it; all should agree.
     """
     x, y = _table(data, 2), _table(samples, 2)
-    left, right, bottom, top = extent or (*_span(x[:, 0]), *_span(x[:, 1]))
+    left, right, bottom, top = extent or (*span(x[:, 0]), *span(x[:, 1]))
     edges = np.linspace(left, right, 151), np.linspace(bottom, top, 151)
     grid = np.stack(np.meshgrid(*[(e[1:] + e[:-1]) / 2 for e in edges], indexing="ij"), axis=-1)
     area = (right - left) * (top - bottom)
@@ -214,12 +197,12 @@ def density_2d(
             panels.append((title, colours, coarse, _share(rows, *coarse)))
     panels.append(("model density", ORANGES, edges, model * area / model.size))
     scale = max(float(np.quantile(share, 0.995)) * share.size / area for *_, share in panels)
-    figure, axes = _canvas(1, len(panels), 3.7)
+    figure, axes = canvas(1, len(panels), 3.7)
     for ax, (title, colours, cells, share) in zip(axes, panels, strict=True):
-        drawn = _heat(ax, *cells, share * share.size / area, colours, scale, 1.0)
+        drawn = heat(ax, *cells, share * share.size / area, colours, scale, 1.0)
         ax.set_aspect("equal" if 0.5 < (right - left) / (top - bottom) < 2 else "auto")
         x_label, y_label = _short(columns[0], 28, ax.xaxis), _short(columns[1], 28, ax.yaxis)
-        _label(ax, f"{title}: {share.sum():.1%} inside", x_label, y_label)
+        caption(ax, f"{title}: {share.sum():.1%} inside", x_label, y_label)
         bar = figure.colorbar(drawn, ax=ax, location="bottom", aspect=30, ticks=MaxNLocator(4))
         bar.outline.set_visible(False)
         bar.set_label("density per unit area", fontsize=8, color=INK)
@@ -227,32 +210,10 @@ def density_2d(
     return figure
 
 
-def _canvas(
-    rows: int, columns: int, height: float, layout: Any = "constrained", used: int | None = None
-) -> tuple[Figure, list[Axes]]:
-    """A figure of calm panels ``height`` inches tall: the first ``used`` of a grid."""
-    figure = Figure(figsize=(WIDTH, rows * height + 0.3), layout=layout)
-    FigureCanvasAgg(figure)
-    axes = [figure.add_subplot(rows, columns, k + 1) for k in range(used or rows * columns)]
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[:].set_color(FAINT)
-        ax.tick_params(labelsize=8, color=FAINT, labelcolor=INK)
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-    return figure, axes
-
-
 def _shape(count: int) -> tuple[int, int]:
     """Rows and columns of a grid for ``count`` panels."""
     columns = 2 if count in (2, 4) else 3 if count <= 9 else 4 if count <= 24 else 6
     return -(-count // columns), columns
-
-
-def _label(ax: Axes, title: str, x: str = "", y: str = "") -> None:
-    # parse_math=False: a column called "$_per_$" is a name, not a formula
-    ax.set_title(title, fontsize=9, color=INK, loc="left", fontweight="bold", parse_math=False)
-    ax.set_xlabel(x, fontsize=8, color=INK, parse_math=False)
-    ax.set_ylabel(y, fontsize=8, color=INK, parse_math=False)
 
 
 def _legend(figure: Figure, shown: int, total: int) -> None:
@@ -287,20 +248,9 @@ def _series(metrics: Sequence[Mapping[str, Any]], kind: str, key: str) -> tuple[
     return steps, values
 
 
-def _span(
-    values: Array, low: float = 0.001, high: float = 0.999, pad: float = 0.04
-) -> tuple[float, float]:
-    """A window (start, stop) over the quantiles ``low`` to ``high``, never empty."""
-    start, stop = np.quantile(values, [low, high]) if values.size else (-1.0, 1.0)
-    if not stop > start:
-        start, stop = values.min(), values.max()
-    margin = (stop - start) * pad or max(0.5, abs(start) * 0.01)
-    return float(start - margin), float(stop + margin)
-
-
 def _edges(values: Array, bins: int) -> Array:
     """Bin edges over the robust range; a column of few distinct levels gets one bin per level."""
-    start, stop = _span(values)
+    start, stop = span(values)
     levels = np.unique(values[(values >= start) & (values <= stop)])
     if 1 < levels.size <= 60 and levels.size * 5 <= values.size:
         middle = (levels[1:] + levels[:-1]) / 2
@@ -319,13 +269,6 @@ def _overlay(ax: Axes, data: Array, samples: Array, edges: Array) -> None:
 def _share(rows: Array, x_edges: Array, y_edges: Array) -> Array:
     """The share of all rows (n, 2) in each cell."""
     return np.histogram2d(rows[:, 0], rows[:, 1], bins=[x_edges, y_edges])[0] / max(len(rows), 1)
-
-
-def _heat(
-    ax: Axes, x: Array, y: Array, cells: Array, colours: Any, top: float, power: float
-) -> Any:
-    norm = PowerNorm(power, 0.0, top or 1.0)
-    return ax.pcolormesh(x, y, cells.T, cmap=colours, norm=norm)
 
 
 def _normal_order(n: int) -> tuple[Array, NDArray[np.int64], Array, Array]:
@@ -352,4 +295,4 @@ def _chi_square(ax: Axes, squared: Array, d: int) -> None:
     ax.stairs(height, edges, fill=True, color=FLOW, alpha=0.45)
     ax.plot(t, np.exp(log_density), color=INK, lw=1.4)
     ax.set_ylim(0, 1.3 * height.max() if squared.size else None)
-    _label(ax, f"|z|², chi-square({d})", "squared length")
+    caption(ax, f"|z|², chi-square({d})", "squared length")

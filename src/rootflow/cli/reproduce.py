@@ -1,0 +1,150 @@
+"""``rootflow reproduce``: an experiment of the papers, run here, beside the published number."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rootflow.cli.common import (
+    Debug,
+    Json,
+    Quiet,
+    Seed,
+    Threads,
+    WrongUse,
+    print_grid,
+    print_json,
+    say,
+    set_threads,
+)  # fmt: skip
+from rootflow.cli.progress import Signals
+from rootflow.experiments import (
+    SCALES,
+    Recipe,
+    Result,
+    Row,
+    Scale,
+    Stopped,
+    names,
+    recipe,
+    recipes,
+    run,
+)
+
+__all__ = ["reproduce"]
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="Which experiment; see --list.")] = None,
+    scale: Annotated[str, typer.Option(help="smoke, small or paper.")] = "small",
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run.  [default: runs/NAME-SCALE-SEED]")
+    ] = None,
+    store: Annotated[
+        Path, typer.Option(help="File to which a line about the finished run is added.")
+    ] = Path("runs/results.jsonl"),
+    list_all: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run an experiment of the papers, with its pictures and its table.
+
+    The same command on the same directory goes on where it was interrupted, and repeats only what
+    failed or has other settings now.
+    """
+    if list_all:
+        _list(as_json)
+        return
+    if name is None:
+        raise WrongUse("say which experiment; `rootflow reproduce --list` lists them")
+    chosen: Scale | None = next((known for known in SCALES if known == scale), None)
+    if chosen is None:
+        raise WrongUse(f"--scale {scale}: unknown; choose one of {', '.join(SCALES)}")
+    if name not in names():
+        raise WrongUse(f"experiment {name}: unknown; choose one of {', '.join(names())}")
+    set_threads(threads)
+    found = recipe(name)
+    out = out or Path("runs") / f"{name}-{chosen}-{seed}"
+    if not quiet:
+        minutes = _minutes(found.settings[chosen].minutes())
+        say(f"{name} at scale {chosen}: at most about {minutes} on an idle core; writes {out}")
+    words = ["rootflow", "reproduce", name, "--scale", chosen, "--seed", str(seed)]
+    words += ["--out", str(out)]
+    with Signals() as signals:
+        try:
+            result = run(
+                found, chosen, out, seed=seed, store=store, command=shlex.join(words),
+                say=(lambda _: None) if quiet else say,
+                should_stop=lambda: signals.received is not None,
+            )  # fmt: skip
+        except Stopped:
+            say(f"interrupted; the same command goes on from here: {shlex.join(words)}")
+            raise typer.Exit(128 + (signals.received or 2)) from None
+    if as_json:
+        print_json(result.model_dump())
+    else:
+        _show(result, out)
+    if result.rows and result.failed == len(result.rows):
+        raise typer.Exit(1)
+
+
+def _list(as_json: bool) -> None:
+    """Every experiment with its source and its time at each scale."""
+    known = recipes()
+    if as_json:
+        print_json({"experiments": [_describe(found) for found in known]})
+        return
+    for found in known:
+        times = (f"{s} {_minutes(found.settings[s].minutes())}" for s in SCALES)
+        print(f"{found.name}: {found.summary}\n  at most, on an idle core: {', '.join(times)}")
+        print(f"  source: {found.source}")
+
+
+def _describe(found: Recipe) -> dict[str, Any]:
+    minutes = {scale: round(found.settings[scale].minutes(), 2) for scale in SCALES}
+    return {"name": found.name, "summary": found.summary, "source": found.source,
+            "minutes": minutes}  # fmt: skip
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1:
+        return f"{max(round(60 * minutes), 1)} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+
+
+def _show(result: Result, out: Path) -> None:
+    """The table; columns that no row fills are left out."""
+    for measure in dict.fromkeys(row.measure for row in result.rows):
+        rows = [row for row in result.rows if row.measure == measure]
+        labels = list(dict.fromkeys(label for row in rows for label in row.labels))
+        own = [key for key in ("exact", "published") if any(getattr(r, key) for r in rows)]
+        more = list(dict.fromkeys(key for row in rows for key in row.more))
+        grid = []
+        for row in rows:
+            line = [row.labels.get(label, "–") for label in labels]
+            line.append(_number(row))
+            line += [_short(getattr(row, key)) for key in own]
+            grid.append(line + [_short(row.more.get(key)) for key in more])
+        print_grid(grid, [*labels, measure, *own, *more])
+    for row in result.rows:
+        if row.error is not None:
+            say(f"failed: {row.key}: {row.error}")
+    print(f"{result.seconds:.0f} s; pictures in {out / 'figures'}")
+
+
+def _number(row: Row) -> str:
+    if row.error is not None or row.ours is None:
+        return "failed"
+    spread = "" if row.se is None else f" ± {row.se:.1g}"
+    return _short(row.ours) + spread
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return "–"
+    whole = value == int(value) and abs(value) < 1e12
+    return f"{int(value):,}" if whole else f"{value:.4g}"

@@ -1,0 +1,11 @@
+"""The experiments of the papers: files that say what to do, run and kept beside the published."""
+
+from .catalogue import SCALES, Recipe, Scale, names, recipe, recipes
+from .parts import Row, Stopped
+from .runner import run
+from .store import Result, read
+
+__all__ = [
+    "SCALES", "Recipe", "Result", "Row", "Scale", "Stopped", "names", "read", "recipe",
+    "recipes", "run",
+]  # fmt: skip

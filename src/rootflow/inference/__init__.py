@@ -1,0 +1,31 @@
+"""Variational inference: approximate an unnormalised density by a flow, and judge the result."""
+
+from .comparison import Comparison, compare_draws
+from .config import VIConfig
+from .diagnostics import Smoothed, Verdict, importance_ess, psis, verdict
+from .fit import Trace, fit
+from .library import TARGETS, reference, target
+from .posterior import Posterior, load
+from .supports import ordered
+from .target import Target, TargetError
+
+__all__ = [
+    "TARGETS",
+    "Comparison",
+    "Posterior",
+    "Smoothed",
+    "Target",
+    "TargetError",
+    "Trace",
+    "VIConfig",
+    "Verdict",
+    "compare_draws",
+    "fit",
+    "importance_ess",
+    "load",
+    "ordered",
+    "psis",
+    "reference",
+    "target",
+    "verdict",
+]

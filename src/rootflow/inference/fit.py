@@ -1,0 +1,393 @@
+"""The loop: fit a flow to an unnormalised density within a budget."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bases import Mixture
+from ..errors import NotConverged, RootflowError
+from ..flow import Flow
+from ..transforms import ActNorm, Standardise
+from ..zoo import flow as build_flow
+from .config import VIConfig
+from .examine import examine, require_proper
+from .gaussian import fit_gaussian
+from .objectives import Loss, forward_rows, loss
+from .posterior import Posterior
+from .target import Target, TargetError, as_target
+
+__all__ = ["Trace", "fit"]
+
+Record = dict[str, Any]
+
+LEAST_BETA = 0.01
+GAUSSIAN_SHARE = 0.2  # of the minutes, at most
+COOLING = 0.25  # of the time so far: what the learning rate gets to fall to zero after a plateau
+EXACT = 1e-6  # variance of log p - log q below which nothing is left to gain
+RUNAWAY = 1e4  # spread of q, in that of the Gaussian it started from, beyond which it diverges
+FAILURES = 50
+COARSE = 1e4  # mean in standard deviations beyond which float32 is too coarse
+
+
+@dataclass
+class Trace:
+    """What happened: ``records`` as they were reported, and how the fit ended.
+
+    ``stopped`` is "budget", "no improvement", "exact" or "interrupted". ``skipped``: steps without
+    a finite gradient; ``bad_draws`` of ``draws``: points left out of steps. ``gaussian_elbo``: of
+    the Gaussian that the flow started from, in nats.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    draws: int = 0
+    bad_draws: int = 0
+    best_step: int = 0
+    gaussian_elbo: float | None = None
+    gaussian_seconds: float = 0.0
+    stopped: str = "budget"
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the records."""
+        return {k: v for k, v in asdict(self).items() if k != "records"}
+
+
+class _Fitter:
+    """State of one fit and what a step does to it."""
+
+    def __init__(
+        self, flow: Flow, target: Target, config: VIConfig, rows: Tensor | None, trace: Trace
+    ) -> None:
+        self.flow, self.target, self.config, self.rows = flow, target, config, rows
+        self.trace = trace
+        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("flow has no parameters to fit")
+        self.device = self.parameters[0].device
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.best = [p.detach().clone() for p in self.parameters]
+        self.best_ratios: Tensor | None = None
+        self.anchor: Tensor | None = None
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.9, 0.99))
+        self.generator = torch.Generator(self.device).manual_seed(config.seed * 2 + 1)
+        self.in_a_row, self.lr_factor, self.waited = 0, 1.0, 0
+        self.error: Exception | None = None
+
+    def learning_rate(self, along: float) -> float:
+        """Rate after that share of the schedule: a linear warm-up, then a cosine to zero."""
+        c = self.config
+        if along < c.warmup:
+            return self.lr_factor * c.lr * (along + 1e-3) / (c.warmup + 1e-3)
+        rest = (along - c.warmup) / (1 - c.warmup)
+        return self.lr_factor * c.lr * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+
+    def beta(self, progress: float) -> float:
+        """Power of the target after that share of the budget."""
+        anneal = self.config.anneal
+        return min(1.0, LEAST_BETA + progress / anneal) if anneal else 1.0
+
+    def advance(self, along: float, progress: float) -> float:
+        """One optimiser step; what is maximised, NaN if the step was skipped."""
+        trace, c = self.trace, self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate(along)
+        self.optimiser.zero_grad(set_to_none=True)
+        bound, norm = math.nan, math.nan
+        trace.steps += 1
+        with contextlib.suppress(NotConverged):  # then the step counts as skipped
+            found: Loss | None
+            if self.rows is not None:
+                found = forward_rows(self.flow, self.rows, c.draws, self.generator)
+            else:
+                found = loss(self.flow, self.target, c, self.beta(progress), self.generator)
+            trace.draws += c.draws
+            trace.bad_draws += c.draws if found is None else found.bad
+            if found is not None and found.bad <= c.draws / 2:
+                found.value.backward()  # type: ignore[no-untyped-call]
+                norm = float(
+                    torch.nn.utils.clip_grad_norm_(self.parameters, c.clip, foreach=True)
+                )
+                bound = found.bound
+        if not (math.isfinite(norm) and math.isfinite(bound)):
+            self._skip()
+            return math.nan
+        self.optimiser.step()
+        self.in_a_row = 0
+        decay = min(c.ema, (1 + trace.steps) / (10 + trace.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        return bound
+
+    def _skip(self) -> None:
+        trace = self.trace
+        trace.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row == 10:
+            self.lr_factor /= 2
+        if self.in_a_row >= FAILURES:
+            share = trace.bad_draws / max(trace.draws, 1)
+            raise TargetError(
+                f"{self.target.name}: {FAILURES} steps in a row failed; of all draws so far "
+                f"{share:.0%} had no finite log-density or gradient: check the density where "
+                "parameters are large or at the edge of their support, or lower lr"
+            )
+
+    @torch.no_grad()
+    def put(self, values: list[Tensor]) -> list[Tensor]:
+        """Exchange the flow's parameters for ``values``; returns copies of the old ones."""
+        old = [p.detach().clone() for p in self.parameters]
+        for p, v in zip(self.parameters, values, strict=True):
+            p.copy_(v)
+        return old
+
+    def evaluate(self) -> tuple[float, float, float] | None:
+        """ELBO of the averaged weights, its standard error, and the variance of the log ratios.
+
+        The latents are the same each time, so that two evaluations differ by the weights alone;
+        keeps the best weights and counts evaluations since the ELBO rose by more than the standard
+        error of the difference. None if the flow could not be evaluated.
+        """
+        own = self.put(self.average)
+        self.flow.eval()
+        generator = torch.Generator(self.device).manual_seed(self.config.seed * 2)
+        try:
+            ratios, spread = log_ratios(
+                self.flow, self.target, self.config.validation_draws, generator
+            )
+        except NotConverged:
+            return None
+        finally:
+            self.flow.train()
+            average = self.put(own)
+        if spread > RUNAWAY and self.rows is None:
+            raise TargetError(
+                f"{self.target.name}: the ELBO runs away: q has grown to {spread:.2g} times its "
+                "start; the density probably cannot be normalised: add a prior, or bound the "
+                "parameters by support"
+            )
+        good = ratios.isfinite()
+        if not bool(good.any()):
+            return None
+        mean, variance = float(ratios[good].mean()), float(ratios[good].var())
+        self.waited += 1
+        if _gain(ratios, self.best_ratios)[0] > 0:
+            self.best, self.best_ratios = average, ratios
+            self.trace.best_step = self.trace.steps
+        gain, error = _gain(ratios, self.anchor)
+        if gain > error:  # against the last such gain, so that small ones add up
+            self.anchor, self.waited = ratios, 0
+        return mean, math.sqrt(variance / int(good.sum())), variance
+
+
+def _gain(ratios: Tensor, before: Tensor | None) -> tuple[float, float]:
+    """Rise of the ELBO from one evaluation to another at the same latents, its standard error."""
+    if before is None:
+        return math.inf, 0.0
+    change = ratios - before
+    change = change[change.isfinite()]
+    if len(change) < 2:
+        return 0.0, math.inf
+    return float(change.mean()), float(change.std()) / len(change) ** 0.5
+
+
+@torch.no_grad()
+def log_ratios(
+    flow: Flow, target: Target, draws: int, generator: torch.Generator
+) -> tuple[Tensor, float]:
+    """Log p~ - log q ``(draws,)`` at draws of q, and their spread in whitened coordinates."""
+    u, log_q = flow.rsample_and_log_prob((draws,), generator=generator)
+    value = target.unconstrained_log_prob(u).to(u.device)
+    white = u
+    for part in flow.modules():
+        if isinstance(part, Standardise):
+            white = part.to_latent(u, None)[0]
+            break
+    spread = float(white.abs().median(0).values.max())
+    return value - log_q.double(), spread if math.isfinite(spread) else math.inf
+
+
+def _prepare(
+    flow: str | Flow, options: Mapping[str, Any], target: Target, seed: int
+) -> Flow:
+    """The flow to fit: a copy of the one given, or a new one. Raises ValueError."""
+    k = target.free_features
+    if isinstance(flow, Flow):
+        if options:
+            raise ValueError("options: they are for a flow given by name")
+        if flow.event != (k,) or flow.context:
+            raise ValueError(
+                f"flow is over {flow.event} with context {flow.context}; the target has {k} "
+                "unconstrained parameters and no context"
+            )
+        ready = copy.deepcopy(flow)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            ready = build_flow(flow, k, **options)
+    if isinstance(ready.base, Mixture):
+        raise ValueError("base='mixture' has no draws with a gradient; use 'normal' or 'student'")
+    for part in ready.modules():
+        if isinstance(part, ActNorm):  # whitened already; a first batch must not reset it
+            part.initialised.fill_(True)
+    return ready
+
+
+def fit(
+    target: Target | Callable[..., Any] | str,
+    flow: str | Flow = "nsf-coupling",
+    *,
+    config: VIConfig | None = None,
+    options: Mapping[str, Any] | None = None,
+    reference: Tensor | None = None,
+    device: str | torch.device = "cpu",
+    on_record: Callable[[Record], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    **settings: Any,
+) -> Posterior:
+    """Fit a flow to ``target`` and return it with its diagnostics.
+
+    ``target``: a Target or the name of a built-in one. ``flow``: a name of the registry, with
+    ``options``, or a Flow over the unconstrained parameters, which is copied. Settings are those of
+    ``VIConfig``, as ``config`` or as keywords (``minutes=2``); without a budget three minutes.
+    ``reference`` ``(n, features)``: draws of the target, for objective "forward-kl".
+    ``on_record`` sees every record of the trace; ``should_stop`` ends the fit after a step.
+
+    Raises: TargetError if the density cannot be used or fails on the way; the best state so far is
+    its attribute ``posterior``. ValueError for wrong settings.
+    """
+    if isinstance(target, str):
+        from .library import target as builtin
+
+        target = builtin(target)
+    target = as_target(target)
+    if config is not None and settings:
+        raise ValueError(f"give {next(iter(settings))} in config, or leave config out")
+    config = VIConfig(**settings) if config is None else config
+    if config.minutes is None and config.steps is None:
+        config = VIConfig(**{**config.model_dump(), "minutes": 3.0})
+    if reference is not None and config.objective != "forward-kl":
+        raise ValueError(
+            f"reference draws are for objective='forward-kl', not {config.objective!r}"
+        )
+    device = torch.device(device)
+    begin = time.monotonic()
+    ready = _prepare(flow, options or {}, target, config.seed).to(device)
+    trace = Trace()
+    generator = torch.Generator().manual_seed(config.seed * 2 + 1)
+    starts = examine(target, generator, device)
+    rows = None
+    if reference is not None:
+        rows = target.unconstrain(reference.to(device, torch.float64))
+    _place(ready, target, starts, rows, config, generator, trace, should_stop)
+    trace.gaussian_seconds = time.monotonic() - begin
+    if rows is not None:
+        rows = rows.to(next(ready.parameters()).dtype)
+    fitter = _Fitter(ready, target, config, rows, trace)
+    posterior = Posterior(target, ready, trace, config)
+    try:
+        _loop(fitter, config, trace, begin, on_record, should_stop)
+    except (RootflowError, KeyboardInterrupt) as error:
+        _finish(fitter, trace, begin)
+        if isinstance(error, TargetError):
+            error.posterior = posterior
+        raise
+    _finish(fitter, trace, begin)
+    return posterior
+
+
+def _place(
+    flow: Flow, target: Target, starts: Tensor, rows: Tensor | None, config: VIConfig,
+    generator: torch.Generator, trace: Trace, should_stop: Callable[[], bool] | None,
+) -> None:
+    """Set the flow's fixed first map from a Gaussian stage, or from reference rows."""
+    first = next((m for m in flow.modules() if isinstance(m, Standardise)), None)
+    if first is None or bool(first.known) or not config.gaussian:
+        return
+    if rows is not None:
+        first.set(rows, whiten=True)
+        return
+    seconds = math.inf if config.minutes is None else GAUSSIAN_SHARE * 60 * config.minutes
+    found = fit_gaussian(target, starts, generator, seconds=seconds, should_stop=should_stop)
+    require_proper(target, found.mean, found.factor)
+    trace.gaussian_elbo = found.elbo if math.isfinite(found.elbo) else None
+    sds = found.factor.square().sum(1).sqrt()
+    if bool((found.mean.abs() > COARSE * sds).any()):
+        flow.double()  # in float32 such draws would lie on a grid
+    first.place(found.mean, found.covariance)
+
+
+def _finish(fitter: _Fitter, trace: Trace, begin: float) -> None:
+    fitter.put(fitter.best if fitter.best_ratios is not None else fitter.average)
+    fitter.flow.eval()
+    trace.seconds = time.monotonic() - begin
+
+
+def _loop(
+    fitter: _Fitter, config: VIConfig, trace: Trace, begin: float,
+    on_record: Callable[[Record], None] | None, should_stop: Callable[[], bool] | None,
+) -> None:
+    bounds: list[float] = []
+    since = time.monotonic()
+    every = None if config.minutes or not config.steps else max(1, config.steps // 40)
+    from_along = from_progress = 0.0
+    end = 1.0  # where the schedule ends, as a share of the budget
+
+    def progress() -> float:
+        seconds = time.monotonic() - begin
+        by_time = 0.0 if config.minutes is None else seconds / (60 * config.minutes)
+        by_step = 0.0 if config.steps is None else trace.steps / config.steps
+        return max(by_time, by_step)
+
+    def report(done: float) -> bool:
+        """Record and evaluate; whether nothing is left to gain."""
+        mean = sum(bounds) / len(bounds) if bounds else math.nan
+        found = fitter.evaluate()
+        record: Record = {
+            "kind": "elbo", "step": trace.steps, "seconds": time.monotonic() - begin,
+            "objective": mean if math.isfinite(mean) else None, "beta": fitter.beta(done),
+            "elbo": None if found is None else found[0],
+            "elbo_se": None if found is None else found[1],
+            "lr": fitter.optimiser.param_groups[0]["lr"], "skipped": trace.skipped,
+            "bad_draws": trace.bad_draws,
+        }  # fmt: skip
+        bounds.clear()
+        trace.records.append(record)
+        if on_record is not None:
+            on_record(record)
+        return found is not None and found[2] < EXACT
+
+    fitter.flow.train()
+    report(0.0)
+    while (done := progress()) < end:
+        along = from_along + (1 - from_along) * (done - from_progress) / (end - from_progress)
+        bound = fitter.advance(along, done)
+        if math.isfinite(bound):
+            bounds.append(bound)
+        now = time.monotonic()
+        due = trace.steps % every == 0 if every else now - since > config.validate_seconds
+        if due:
+            since = now
+            if fitter.beta(done) < 1:
+                fitter.best_ratios = fitter.anchor = None  # of another density
+            if report(done) and fitter.beta(done) == 1:
+                trace.stopped = "exact"
+                break
+            if fitter.waited >= config.patience and end == 1.0:
+                from_along, from_progress, end = along, done, min(1.0, done * (1 + COOLING))
+                trace.stopped = "no improvement" if end < 1 else trace.stopped
+        if should_stop is not None and should_stop():
+            trace.stopped = "interrupted"
+            break
+    if trace.stopped in ("budget", "no improvement"):
+        report(1.0)

@@ -1,0 +1,207 @@
+"""The first stage: a full-rank Gaussian in the unconstrained space, where the flow then starts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .target import Target
+
+__all__ = ["Gaussian", "fit_gaussian"]
+
+CLIMBS = 4  # starting points
+CLIMB_STEPS = 60
+DRAWS = 64  # of each ELBO estimate, the same for all candidates
+REFINE_STEPS = 400
+EXACT = 1e-4
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """u = mean + factor z with z standard normal; ``elbo`` in nats. float64, (k,) and (k, k)."""
+
+    mean: Tensor
+    factor: Tensor
+    elbo: float
+
+    @property
+    def covariance(self) -> Tensor:
+        """(k, k)."""
+        return self.factor @ self.factor.T
+
+
+def fit_gaussian(
+    target: Target,
+    starts: Tensor,
+    generator: torch.Generator,
+    *,
+    seconds: float = math.inf,
+    should_stop: Callable[[], bool] | None = None,
+) -> Gaussian:
+    """A Gaussian to place a flow with, from ``starts`` ``(n, k)`` of finite density, best first.
+
+    From some of them climbs a damped Newton iteration on differences of gradients; the point of its
+    path whose local Gaussian has the highest ELBO is kept, which need not be the mode (compare
+    Zhang et al. 2022, Pathfinder, arXiv:2108.03782). If all paths end in one region its Gaussian is
+    refined by reverse KL; if they end in several, the moments of their mixture are returned, so
+    that a flow started there reaches all of them. Ends early after ``seconds``.
+    """
+    end = time.monotonic() + seconds
+
+    def late() -> bool:
+        return time.monotonic() > end or (should_stop is not None and should_stop())
+
+    k = starts.shape[1]
+    z = torch.randn(DRAWS, k, generator=generator, dtype=torch.float64).to(starts.device)
+    z = torch.cat([z, -z])
+    first = Gaussian(starts[0], torch.eye(k).to(starts), -math.inf)
+    found: list[Gaussian] = []
+    for start in (starts[0], torch.zeros_like(starts[0]), *starts[1:]):
+        if len(found) == CLIMBS or (found and late()):
+            break
+        best = climb(target, start, z, late)
+        if best is not None:
+            found.append(best)
+    if not found:
+        return refine(target, first, generator, late)
+    several = _distinct(found)
+    if len(several) == 1:
+        return refine(target, several[0], generator, late)
+    weights = torch.tensor([g.elbo for g in several], dtype=torch.float64).softmax(0).to(z.device)
+    means = torch.stack([g.mean for g in several])
+    mean = weights @ means
+    inner = torch.einsum("m,mij->ij", weights, torch.stack([g.covariance for g in several]))
+    outer = (means - mean).T @ (weights[:, None] * (means - mean))
+    factor = torch.linalg.cholesky(inner + outer)
+    return Gaussian(mean, factor, elbo(target, mean, factor, z))
+
+
+def _distinct(found: list[Gaussian]) -> list[Gaussian]:
+    """Those within 10 nats of the best, one for each region (3 of its own sds apart)."""
+    kept: list[Gaussian] = []
+    for g in sorted(found, key=lambda g: -g.elbo):
+        if kept and g.elbo < kept[0].elbo - 10:
+            continue
+        gaps = [torch.linalg.solve(h.factor, g.mean - h.mean).norm() for h in kept]
+        if all(gap > 3 * math.sqrt(len(g.mean)) for gap in gaps):
+            kept.append(g)
+    return kept
+
+
+@torch.no_grad()
+def elbo(target: Target, mean: Tensor, factor: Tensor, z: Tensor) -> float:
+    """ELBO in nats over the given z; -inf if more than a tenth of the points are not finite."""
+    value = target.unconstrained_log_prob(mean + z @ factor.T).double()
+    good = value.isfinite()
+    if float(good.double().mean()) < 0.9:
+        return -math.inf
+    # log q draw by draw, not its mean: for a Gaussian target the difference then has no noise
+    log_scale = torch.linalg.slogdet(factor)[1] + len(mean) / 2 * math.log(2 * math.pi)
+    return float((value + z.square().sum(1) / 2)[good].mean() + log_scale)
+
+
+def curvature(target: Target, u: Tensor, steps: Tensor) -> Tensor | None:
+    """The Hessian at u by central differences of the gradient, (k, k); None if not finite."""
+    shifts = torch.diag(steps)
+    _, g = target.value_and_gradient(torch.cat([u + shifts, u - shifts]))
+    k = len(u)
+    hessian = (g[:k] - g[k:]).double() / (2 * steps[:, None])
+    return (hessian + hessian.T) / 2 if bool(hessian.isfinite().all()) else None
+
+
+def local_factor(hessian: Tensor) -> Tensor:
+    """A factor of |-H|^-1, with eigenvalues taken as absolute and kept from zero; (k, k)."""
+    scale = hessian.diagonal().abs()
+    scale = torch.where(scale > 0, scale, 1.0).rsqrt()
+    values, vectors = torch.linalg.eigh(-hessian * scale * scale[:, None])
+    result: Tensor = scale[:, None] * vectors * values.abs().clamp_min(1e-6).rsqrt()
+    return result
+
+
+def climb(
+    target: Target, start: Tensor, z: Tensor, late: Callable[[], bool]
+) -> Gaussian | None:
+    """The best local Gaussian on an uphill path from ``start``; None if there is none."""
+    fine = 1e-4 if target.dtype == torch.float64 else 1e-2
+    u, steps = start.double(), torch.full_like(start, fine).double()
+    lengths = torch.tensor([2.0**-k for k in range(-2, 12)], dtype=u.dtype, device=u.device)
+    best, worse = None, 0
+    for _ in range(CLIMB_STEPS):
+        hessian = curvature(target, u, steps)
+        if hessian is None:
+            break
+        factor = local_factor(hessian)
+        here = Gaussian(u, factor, elbo(target, u, factor, z))
+        if best is None or here.elbo > best.elbo:
+            best, worse = here, 0
+        else:
+            worse += 1
+        value, gradient = target.value_and_gradient(u[None])
+        ahead = factor @ (factor.T @ gradient[0].double())
+        gain = float(gradient[0].double() @ ahead)
+        if gain < 1e-6 or worse >= 10 or late():
+            break
+        points = u + lengths[:, None] * ahead
+        with torch.no_grad():
+            values = target.unconstrained_log_prob(points).double().nan_to_num(nan=-math.inf)
+        values = torch.where(values == math.inf, -math.inf, values)
+        if not float(values.max()) > float(value[0]):
+            break
+        u = points[values.argmax()]
+        sds = factor.square().sum(1).sqrt()
+        steps = (1e-2 * sds).clamp(min=fine * 1e-4, max=1.0)
+    return None if best is None or not math.isfinite(best.elbo) else best
+
+
+def refine(
+    target: Target, start: Gaussian, generator: torch.Generator, late: Callable[[], bool]
+) -> Gaussian:
+    """Full-rank Gaussian reverse KL by path gradients, in the coordinates of ``start``."""
+    k = len(start.mean)
+    shift = torch.zeros(k, dtype=torch.float64, device=start.mean.device)
+    lower, log_diagonal = torch.zeros(k, k).to(shift), torch.zeros(k).to(shift)
+    parameters = [shift.requires_grad_(), lower.requires_grad_(), log_diagonal.requires_grad_()]
+    averages = [p.detach().clone() for p in parameters]
+    # Scores are of order one in these coordinates; the large eps keeps Adam from blowing up noise.
+    optimiser = torch.optim.Adam(parameters, lr=0.03, betas=(0.9, 0.99), eps=1e-3)
+    for step in range(REFINE_STEPS):
+        if late():
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = 0.03 * 0.5 * (1 + math.cos(math.pi * step / REFINE_STEPS))
+        z = torch.randn(DRAWS // 2, k, generator=generator, dtype=torch.float64).to(shift)
+        z = torch.cat([z, -z])
+        factor = torch.tril(lower, -1) + torch.diag(log_diagonal.exp())
+        w = shift + z @ factor.T
+        u = start.mean + w.detach() @ start.factor.T
+        _, gradient = target.value_and_gradient(u)
+        # d log q / d w = -factor^-T z; the path gradient leaves out how q itself moves
+        score = gradient.double() @ start.factor + torch.linalg.solve(factor.detach().T, z.T).T
+        good = score.isfinite().all(1)
+        if not bool(good.any()):
+            break
+        norm = score[good].norm(dim=1)
+        if float(norm.max()) < EXACT:  # q is the target; path gradients then vanish draw by draw
+            break
+        score = score[good] * (10 * norm.median() / norm.clamp_min(1e-300)).clamp(max=1)[:, None]
+        loss = -(w[good] * score).sum(1).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 10 * math.sqrt(k))
+        optimiser.step()
+        decay = min(0.98, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - decay)
+    mean = start.mean + start.factor @ averages[0]
+    factor = start.factor @ (torch.tril(averages[1], -1) + torch.diag(averages[2].exp()))
+    z = torch.randn(4 * DRAWS, k, generator=generator, dtype=torch.float64).to(shift)
+    candidates = [
+        Gaussian(m, f, elbo(target, m, f, z))
+        for m, f in ((mean, factor), (start.mean, start.factor))
+    ]
+    return max(candidates, key=lambda g: g.elbo)
