@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import rootflow
 
+from ..bases import Normal
 from ..inference.amortised import AmortisedPosterior
 
 __all__ = ["Activation", "Autoencoder", "autoencoder"]
@@ -28,11 +30,12 @@ class Autoencoder(nn.Module):
     def __init__(self, posterior: AmortisedPosterior, decoder: nn.Module) -> None:
         super().__init__()
         self.posterior, self.decoder = posterior, decoder
+        self.prior = Normal((posterior.features,))
 
     def forward(
         self, x: Tensor, draws: int = 1, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """log p(x, z) and log q(z | x), each ``(draws, n)`` in nats, for zeros and ones x.
+        """Log p(x, z) and log q(z | x), each ``(draws, n)`` in nats, for zeros and ones x.
 
         x is ``(n, pixels)``; their difference has the ELBO as its mean.
         """
@@ -40,32 +43,32 @@ class Autoencoder(nn.Module):
         return self.log_joint(x, z), log_q
 
     def log_joint(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x, z) ``(..., n)`` in nats for x ``(n, pixels)`` and z ``(..., n, features)``."""
+        """Log p(x, z) ``(..., n)`` in nats for x ``(n, pixels)`` and z ``(..., n, features)``."""
         logits: Tensor = self.decoder(z)
-        likelihood = (x * logits - F.softplus(logits)).sum(-1)
-        prior = torch.distributions.Normal(torch.zeros_like(z), 1.0, validate_args=False)
-        return likelihood + prior.log_prob(z).sum(-1)  # type: ignore[no-untyped-call]
+        return (x * logits - F.softplus(logits)).sum(-1) + self.prior.log_prob(z)
 
     def means(self, z: Tensor) -> Tensor:
         """Probabilities of dark pixels ``(..., pixels)``."""
-        return torch.sigmoid(self.decoder(z))
+        logits: Tensor = self.decoder(z)
+        return logits.sigmoid()
 
 
 class _Maxout(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
-        return h.unflatten(-1, (-1, WINDOW)).amax(-1)
+        return h.reshape(*h.shape[:-1], -1, WINDOW).amax(-1)
 
 
 class _Heads(nn.Module):
-    """A network, and from its last layer the code of the Gaussian and a context side by side."""
+    """A network, and from its last layer the numbers of the Gaussian, then those of a context."""
 
-    def __init__(self, body: nn.Module, code: nn.Module, context: nn.Module) -> None:
+    def __init__(self, body: nn.Module, gaussian: nn.Module, context: nn.Module | None) -> None:
         super().__init__()
-        self.body, self.code, self.context = body, code, context
+        self.body, self.gaussian, self.context = body, gaussian, context
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.body(2 * x - 1)  # pixels centred
-        return torch.cat([self.code(h), self.context(h)], -1)
+        numbers: Tensor = self.gaussian(h)
+        return numbers if self.context is None else torch.cat([numbers, self.context(h)], -1)
 
 
 def autoencoder(
@@ -87,24 +90,18 @@ def autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         body = _layers([pixels, *hidden], activation)
-        code = nn.Linear(hidden[-1], 2 * features)
+        gaussian = nn.Linear(hidden[-1], 2 * features)
         decoder = _layers([features, *reversed(hidden)], activation)
         decoder.append(nn.Linear(hidden[0], pixels))
-        context = context if flow else 0
         made = rootflow.flow(flow, features, context, **(options or {})) if flow else None
-        # no output for a context that no flow takes: torch has linear maps to nothing, and warns
-        heads = nn.Linear(hidden[-1], context) if context else _Nothing()
-        return Autoencoder(AmortisedPosterior(_Heads(body, code, heads), features, made), decoder)
-
-
-class _Nothing(nn.Module):
-    def forward(self, h: Tensor) -> Tensor:
-        return h[..., :0]
+        told = nn.Linear(hidden[-1], context) if made is not None and context else None
+        posterior = AmortisedPosterior(_Heads(body, gaussian, told), features, made)
+        return Autoencoder(posterior, decoder)
 
 
 def _layers(widths: Sequence[int], activation: Activation) -> nn.Sequential:
     parts: list[nn.Module] = []
-    for ins, outs in zip(widths, widths[1:], strict=False):
+    for ins, outs in pairwise(widths):
         if activation == "maxout":
             parts += [nn.Linear(ins, WINDOW * outs), _Maxout()]
         else:

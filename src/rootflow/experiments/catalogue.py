@@ -19,14 +19,15 @@ from ..errors import DataError
 from .parts import Settings, Strict
 from .planar import PlanarInference
 from .slopes import Slopes
+from .vae import Vae
 from .zoo import Zoo
 
 __all__ = ["KINDS", "SCALES", "Recipe", "Scale", "folder", "names", "recipe", "recipes"]
 
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-KINDS: dict[str, type[Zoo | Slopes | PlanarInference]] = {
-    "zoo": Zoo, "slopes": Slopes, "inference": PlanarInference,
+KINDS: dict[str, type[Zoo | Slopes | PlanarInference | Vae]] = {
+    "zoo": Zoo, "slopes": Slopes, "inference": PlanarInference, "vae": Vae,
 }  # fmt: skip
 
 
@@ -34,7 +35,7 @@ class Recipe(Strict):
     """One experiment. ``published`` maps a row, its labels joined by a slash, to a number."""
 
     name: str
-    kind: Literal["zoo", "slopes", "inference"]
+    kind: Literal["zoo", "slopes", "inference", "vae"]
     summary: str
     source: str
     published: dict[str, float] = Field(default_factory=dict)

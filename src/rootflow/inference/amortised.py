@@ -36,7 +36,7 @@ class AmortisedPosterior(nn.Module):
     def __init__(self, encoder: nn.Module, features: int, flow: Flow | None = None) -> None:
         super().__init__()
         if flow is not None and flow.event != (features,):
-            raise ValueError(f"flow: made for samples of shape {flow.event}, but features={features}")
+            raise ValueError(f"flow: its samples have shape {flow.event}, but features={features}")
         if flow is not None and not isinstance(flow.base, Normal):
             raise ValueError(
                 f"flow: its base is {type(flow.base).__name__}; the encoder's Gaussian takes the "
@@ -44,6 +44,7 @@ class AmortisedPosterior(nn.Module):
             )
         self.encoder, self.features, self.flow = encoder, features, flow
         self.context = 0 if flow is None else flow.context
+        self.base = Normal((features,))
         for part in self.modules():
             if isinstance(part, ActNorm):  # no batch of data may reset it
                 part.initialised.fill_(True)
@@ -57,7 +58,8 @@ class AmortisedPosterior(nn.Module):
                 f"encoder: gives {numbers.shape[-1]} numbers for each x; this posterior needs "
                 f"{width}: mean, log sigma and a context of width {self.context}"
             )
-        mean, log_sigma, context = numbers.split([self.features, self.features, self.context], -1)
+        mean, log_sigma = numbers[..., : self.features], numbers[..., self.features :]
+        log_sigma, context = log_sigma[..., : self.features], log_sigma[..., self.features :]
         return mean, log_sigma, context if self.context else None
 
     def rsample_and_log_prob(
@@ -69,10 +71,9 @@ class AmortisedPosterior(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Differentiable draws ``(*sample_shape, n, features)`` and their log q ``(..., n)``."""
         mean, log_sigma, context = self._encode(x)
-        shape = (*sample_shape, *mean.shape)
-        noise = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        noise = self.base.sample((*sample_shape, *mean.shape[:-1]), generator)
         z = mean + log_sigma.exp() * noise
-        log_q = _normal(noise) - log_sigma.sum(-1)
+        log_q = self.base.log_prob(noise) - log_sigma.sum(-1)
         if self.flow is None:
             return z, log_q
         z, log_det = self.flow.inverse(z, context)
@@ -84,7 +85,8 @@ class AmortisedPosterior(nn.Module):
         log_det: Tensor | float = 0.0
         if self.flow is not None:
             z, log_det = self.flow(z, context)
-        return _normal((z - mean) * (-log_sigma).exp()) - log_sigma.sum(-1) + log_det
+        noise = (z - mean) * (-log_sigma).exp()
+        return self.base.log_prob(noise) - log_sigma.sum(-1) + log_det
 
 
 def importance_bound(log_weights: Tensor) -> Tensor:
@@ -95,7 +97,3 @@ def importance_bound(log_weights: Tensor) -> Tensor:
     equation 8.
     """
     return log_weights.logsumexp(0) - math.log(len(log_weights))
-
-
-def _normal(z: Tensor) -> Tensor:
-    return -0.5 * (z.square() + math.log(2 * math.pi)).sum(-1)

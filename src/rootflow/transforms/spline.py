@@ -165,25 +165,28 @@ class Spline(Univariate):
     def _few(self, x: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """``_evaluate`` in half the operations, for points so few that dispatch is what costs."""
         bins, edge = self.bins, self.interval
-        inside = x.abs() <= edge
-        y = torch.where(inside, x, 0.0)
+        y = x.clamp(-edge, edge)
+        outside = y != x
         turn = self._wrap(edge * theta[-1].fmod(2)) if self.tails == "circular" else None
         if turn is not None and inverse:
             y = self._wrap(y - turn)
-        raw = theta[: 2 * bins].view(2, bins, -1)
-        sums = raw.sub(raw.amax(1, keepdim=True)).exp_().cumsum(1)
-        scale = self.free / sums[:, -1:]
-        inner = torch.addcmul(self._shift(raw), sums[:, :-1], scale)
-        knots = F.pad(inner, (0, 0, 0, 1), value=edge)
+        shares = theta[: 2 * bins].view(2, bins, -1).softmax(1).cumsum(1)
+        knots = x.new_empty(2, bins + 1, len(x))
+        inner = knots[:, 1:bins]
+        torch.add(self._shift(theta), shares[:, :-1], alpha=self.free, out=inner)
+        knots[:, 0].fill_(-edge)
+        knots[:, bins].fill_(edge)
         below = (inner[int(inverse)] <= y).sum(0)
         ends = torch.stack([below, below + 1])
-        pairs = F.pad(knots, (0, 0, 1, 0), value=-edge).gather(1, ends.expand(2, 2, -1))
-        start = pairs[:, 0]
-        (x0, y0), (w, h) = start.unbind(), (pairs[:, 1] - start).unbind()
+        start, end = knots.gather(1, ends.expand(2, 2, -1)).unbind(1)
+        (x0, y0), (w, h) = start.unbind(), (end - start).unbind()
         slopes = self._slopes(theta).view(bins + 1, -1).gather(0, ends).add_(SHIFT)
         d0, d1 = F.softplus(slopes, threshold=40.0).add_(LEAST).clamp_(max=STEEPEST).unbind()
         out, log_slope, *_ = _rational(y, x0, y0, w, h, d0, d1, inverse)
-        return self._finish(x, out, inside, None if inverse else turn), log_slope.mul_(inside)
+        out.clamp_(-edge, edge)
+        if turn is not None and not inverse:
+            out = self._wrap(out + turn)
+        return torch.where(outside, x, out), log_slope.masked_fill_(outside, 0.0)
 
     def _finish(self, x: Tensor, out: Tensor, inside: Tensor, turn: Tensor | None) -> Tensor:
         """Images within the interval, turned if it is a circle; x itself outside."""
@@ -252,17 +255,17 @@ def _rational(
     s = h / w
     if inverse:
         eta = (y - y0) / h
-        rest = 1 - eta
-        v = torch.addcmul(d0 * rest, d1, eta, value=-1) / 2
-        up, down = s * eta, s * rest
-        root = torch.addcmul(v * v, up, down).sqrt()
-        left = v >= 0
-        near = torch.where(left, up, down)
-        near = near / (v.abs() + root + near)
-        xi = torch.where(left, near, 1 - near)
+        above = 1 - eta
+        up, down = s * eta, s * above
+        v = torch.addcmul(d0 * above, d1, eta, value=-1) / 2
+        product = up * down
+        far = torch.addcmul(product, v, v).sqrt().add(v.abs())
+        near = torch.where(v >= 0, far, product / far)  # v + sqrt(.), without a difference
+        total = near + up
+        xi, rest = up / total, near / total
     else:
         xi = (y - x0) / w
-    rest = 1 - xi
+        rest = 1 - xi
     a, b = torch.addcmul(s * xi, d0, rest), torch.addcmul(s * rest, d1, xi)
     up = xi * a
     d, n = torch.addcmul(up, rest, b), torch.addcmul(xi * b, rest, a)
