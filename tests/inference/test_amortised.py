@@ -29,7 +29,7 @@ def made(flow=None, features=2, context=3, inputs=5, seed=0):
         posterior = AmortisedPosterior(encoder, features, built).double()
         with torch.no_grad():
             for p in posterior.parameters():
-                p.add_(0.3 * torch.randn_like(p))
+                p.add_(0.2 * torch.randn_like(p))
     return posterior
 
 

@@ -58,7 +58,7 @@ class Vae(Settings):
     importance-weighted bound.
     """
 
-    flows: dict[str, Family]
+    flows: Annotated[dict[str, Family], Field(min_length=1)]
     features: Count
     context: Count
     hidden: tuple[Count, ...]

@@ -20,8 +20,10 @@ class VIConfig(BaseModel):
     or "forward-kl" (with reference draws if given, else self-normalised importance weights).
     ``gradient``: "path" leaves out the score term, whose mean is zero; for "iw" it is the doubly
     reparameterised one; "plain" is the derivative of the estimate itself. ``draws``: points in a
-    step. ``anneal``: share of the budget over which the target's logarithm is multiplied by 0.01
-    rising to 1. ``gaussian``: place the flow by a Gaussian approximation first.
+    step, half of them with latents ``stretch`` times as wide where the gradient is "path" and the
+    objective "elbo", so that tails are learned too. ``anneal``: share of the budget over which the
+    target's logarithm is multiplied by 0.01 rising to 1; by default a quarter where the Gaussian
+    stage finds several modes or a poor match, else 0. ``gaussian``: place the flow by that stage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,10 +33,10 @@ class VIConfig(BaseModel):
     objective: Literal["elbo", "iw", "forward-kl"] = "elbo"
     gradient: Literal["path", "plain"] = "path"
     draws: Annotated[int, Field(gt=1)] = 256
-    stretch: Annotated[float, Field(ge=1)] = 1.0
+    stretch: Annotated[float, Field(ge=1)] = 1.5
     particles: Annotated[int, Field(gt=1)] = 8
     gaussian: bool = True
-    anneal: Share = 0.0
+    anneal: Share | None = None
     lr: Positive = 5e-3
     warmup: Share = 0.05
     clip: Positive = 5.0

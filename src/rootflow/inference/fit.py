@@ -31,6 +31,8 @@ Record = dict[str, Any]
 
 LEAST_BETA = 0.01
 GAUSSIAN_SHARE = 0.2  # of the minutes, at most
+POOR_SHARE = 0.4  # of the Gaussian's draws left by importance weights: below, anneal
+ANNEAL = 0.25  # of the budget
 COOLING = 0.25  # of the time so far: what the learning rate gets to fall to zero after a plateau
 EXACT = 1e-6  # variance of log p - log q below which nothing is left to gain
 RUNAWAY = 1e4  # spread of q, in that of the Gaussian it started from, beyond which it diverges
@@ -44,7 +46,9 @@ class Trace:
 
     ``stopped`` is "budget", "no improvement", "exact" or "interrupted". ``skipped``: steps without
     a finite gradient; ``bad_draws`` of ``draws``: points left out of steps. ``gaussian_elbo``: of
-    the Gaussian that the flow started from, in nats.
+    the Gaussian that the flow started from, in nats; ``gaussian_share``: effective sample size of
+    its importance weights as a share; ``gaussian_modes``: how many modes it spans. ``anneal``: the
+    share of the budget that was annealed.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -55,6 +59,9 @@ class Trace:
     bad_draws: int = 0
     best_step: int = 0
     gaussian_elbo: float | None = None
+    gaussian_share: float = math.nan
+    gaussian_modes: int = 0
+    anneal: float = 0.0
     gaussian_seconds: float = 0.0
     stopped: str = "budget"
 
@@ -82,7 +89,6 @@ class _Fitter:
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.9, 0.99))
         self.generator = torch.Generator(self.device).manual_seed(config.seed * 2 + 1)
         self.in_a_row, self.lr_factor, self.waited = 0, 1.0, 0
-        self.error: Exception | None = None
 
     def learning_rate(self, along: float) -> float:
         """Rate after that share of the schedule: a linear warm-up, then a cosine to zero."""
@@ -94,7 +100,7 @@ class _Fitter:
 
     def beta(self, progress: float) -> float:
         """Power of the target after that share of the budget."""
-        anneal = self.config.anneal
+        anneal = self.trace.anneal
         return min(1.0, LEAST_BETA + progress / anneal) if anneal else 1.0
 
     def advance(self, along: float, progress: float) -> float:
@@ -290,6 +296,10 @@ def fit(
     if reference is not None:
         rows = target.unconstrain(reference.to(device, torch.float64))
     _place(ready, target, starts, rows, config, generator, trace, should_stop)
+    if config.anneal is not None:
+        trace.anneal = config.anneal
+    elif trace.gaussian_modes > 1 or trace.gaussian_share < POOR_SHARE:
+        trace.anneal = ANNEAL
     trace.gaussian_seconds = time.monotonic() - begin
     if rows is not None:
         rows = rows.to(next(ready.parameters()).dtype)
@@ -321,6 +331,8 @@ def _place(
     found = fit_gaussian(target, starts, generator, seconds=seconds, should_stop=should_stop)
     require_proper(target, found.mean, found.factor)
     trace.gaussian_elbo = found.elbo if math.isfinite(found.elbo) else None
+    trace.gaussian_share = found.share if math.isfinite(found.share) else 0.0
+    trace.gaussian_modes = found.modes
     sds = found.factor.square().sum(1).sqrt()
     if bool((found.mean.abs() > COARSE * sds).any()):
         flow.double()  # in float32 such draws would lie on a grid

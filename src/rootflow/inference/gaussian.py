@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,20 +14,27 @@ from .target import Target
 
 __all__ = ["Gaussian", "fit_gaussian"]
 
-CLIMBS = 4  # starting points
+CLIMBS = 6  # starting points
 CLIMB_STEPS = 60
-DRAWS = 64  # of each ELBO estimate, the same for all candidates
+DRAWS = 64  # of each ELBO estimate, with their mirror images, the same for all candidates
 REFINE_STEPS = 400
 EXACT = 1e-4
+VALLEY = 3.0  # nats
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """u = mean + factor z with z standard normal; ``elbo`` in nats. float64, (k,) and (k, k)."""
+    """u = mean + factor z with z standard normal; ``elbo`` in nats. float64, (k,) and (k, k).
+
+    ``modes``: how many it spans; ``share``: effective sample size of its importance weights, as a
+    share of the draws, or NaN if not known.
+    """
 
     mean: Tensor
     factor: Tensor
     elbo: float
+    modes: int = 1
+    share: float = math.nan
 
     @property
     def covariance(self) -> Tensor:
@@ -61,36 +68,63 @@ def fit_gaussian(
     z = torch.cat([z, -z])
     first = Gaussian(starts[0], torch.eye(k).to(starts), -math.inf)
     found: list[Gaussian] = []
-    for start in (starts[0], torch.zeros_like(starts[0]), *starts[1:]):
-        if len(found) == CLIMBS or (found and late()):
+    for start in _far_apart(starts):
+        if found and late():
             break
         best = climb(target, start, z, late)
         if best is not None:
             found.append(best)
-    if not found:
-        return refine(target, first, generator, late)
-    several = _distinct(found)
+    several = _distinct(target, found) if found else [first]
     if len(several) == 1:
-        return refine(target, several[0], generator, late)
+        return _judged(target, refine(target, several[0], generator, late), z)
     weights = torch.tensor([g.elbo for g in several], dtype=torch.float64).softmax(0).to(z.device)
     means = torch.stack([g.mean for g in several])
     mean = weights @ means
     inner = torch.einsum("m,mij->ij", weights, torch.stack([g.covariance for g in several]))
     outer = (means - mean).T @ (weights[:, None] * (means - mean))
     factor = torch.linalg.cholesky(inner + outer)
-    return Gaussian(mean, factor, elbo(target, mean, factor, z))
+    both = Gaussian(mean, factor, elbo(target, mean, factor, z), len(several))
+    return _judged(target, both, z)
 
 
-def _distinct(found: list[Gaussian]) -> list[Gaussian]:
-    """Those within 10 nats of the best, one for each region (3 of its own sds apart)."""
+def _judged(target: Target, found: Gaussian, z: Tensor) -> Gaussian:
+    """The same Gaussian with its ``share`` over the given z."""
+    with torch.no_grad():
+        value = target.unconstrained_log_prob(found.mean + z @ found.factor.T).double()
+    ratios = (value + z.square().sum(1) / 2).nan_to_num(nan=-math.inf)
+    weights = (ratios - ratios.max()).softmax(0)
+    return replace(found, share=float(1 / weights.square().sum() / len(z)))
+
+
+def _far_apart(starts: Tensor) -> list[Tensor]:
+    """The best start, zero, and others each as far as can be from those before."""
+    chosen = [starts[0], torch.zeros_like(starts[0])]
+    while len(chosen) < min(CLIMBS, len(starts)):
+        gaps = torch.cdist(starts, torch.stack(chosen)).amin(1)
+        chosen.append(starts[gaps.argmax()])
+    return chosen
+
+
+def _distinct(target: Target, found: list[Gaussian]) -> list[Gaussian]:
+    """Those within 10 nats of the best, one for each mode: apart, with a valley in between."""
     kept: list[Gaussian] = []
     for g in sorted(found, key=lambda g: -g.elbo):
         if kept and g.elbo < kept[0].elbo - 10:
-            continue
-        gaps = [torch.linalg.solve(h.factor, g.mean - h.mean).norm() for h in kept]
-        if all(gap > 3 * math.sqrt(len(g.mean)) for gap in gaps):
+            break
+        if all(_apart(target, g, h) for h in kept):
             kept.append(g)
     return kept
+
+
+@torch.no_grad()
+def _apart(target: Target, g: Gaussian, h: Gaussian) -> bool:
+    """Whether two means are many sds apart and the density between them is far lower."""
+    far = min(torch.linalg.solve(k.factor, g.mean - h.mean).norm() for k in (g, h))
+    if far < 3 * math.sqrt(len(g.mean)):
+        return False
+    way = torch.linspace(0, 1, 17).to(g.mean)[:, None]
+    value = target.unconstrained_log_prob(g.mean + way * (h.mean - g.mean)).double()
+    return bool(value[1:-1].min() < min(value[0], value[-1]) - VALLEY)
 
 
 @torch.no_grad()
