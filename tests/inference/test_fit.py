@@ -87,7 +87,8 @@ def test_both_gradients_have_the_same_mean(objective):
             p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
     means, errors = [], []
     for gradient in ("path", "plain"):
-        config = VIConfig(steps=1, gradient=gradient, draws=256, objective=objective, particles=4)
+        config = VIConfig(steps=1, gradient=gradient, draws=256, objective=objective, particles=4,
+                          stretch=1.0)  # fmt: skip
         generator = torch.Generator().manual_seed(2)
         rows = []
         for _ in range(150):
@@ -258,7 +259,7 @@ def test_bad_draws_are_left_out_and_counted():
     posterior = fit(Target(holed, 2), **TINY, steps=20, patience=100)
     assert posterior.trace.bad_draws > 0
     assert posterior.trace.skipped == 0
-    assert posterior.trace.draws == 20 * 256
+    assert posterior.trace.draws == 20 * 512
     assert posterior.undefined > 10
     assert posterior.verdict().level == "do not trust"
     assert "had no log-density" in posterior.verdict().line

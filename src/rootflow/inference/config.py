@@ -22,8 +22,9 @@ class VIConfig(BaseModel):
     reparameterised one; "plain" is the derivative of the estimate itself. ``draws``: points in a
     step, half of them with latents ``stretch`` times as wide where the gradient is "path" and the
     objective "elbo", so that tails are learned too. ``anneal``: share of the budget over which the
-    target's logarithm is multiplied by 0.01 rising to 1; by default a quarter where the Gaussian
-    stage finds several modes or a poor match, else 0. ``gaussian``: place the flow by that stage.
+    target's logarithm is multiplied by 0.01 rising to 1; by default a quarter where the objective
+    is "elbo" and the Gaussian stage finds several modes or a poor match, else 0. ``gaussian``:
+    place the flow by that stage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,7 +33,7 @@ class VIConfig(BaseModel):
     steps: Count | None = None
     objective: Literal["elbo", "iw", "forward-kl"] = "elbo"
     gradient: Literal["path", "plain"] = "path"
-    draws: Annotated[int, Field(gt=1)] = 256
+    draws: Annotated[int, Field(gt=1)] = 512
     stretch: Annotated[float, Field(ge=1)] = 1.5
     particles: Annotated[int, Field(gt=1)] = 8
     gaussian: bool = True

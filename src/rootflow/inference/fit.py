@@ -59,7 +59,7 @@ class Trace:
     bad_draws: int = 0
     best_step: int = 0
     gaussian_elbo: float | None = None
-    gaussian_share: float = math.nan
+    gaussian_share: float | None = None
     gaussian_modes: int = 0
     anneal: float = 0.0
     gaussian_seconds: float = 0.0
@@ -298,8 +298,9 @@ def fit(
     _place(ready, target, starts, rows, config, generator, trace, should_stop)
     if config.anneal is not None:
         trace.anneal = config.anneal
-    elif trace.gaussian_modes > 1 or trace.gaussian_share < POOR_SHARE:
-        trace.anneal = ANNEAL
+    elif config.objective == "elbo" and trace.gaussian_share is not None:
+        poor = trace.gaussian_modes > 1 or trace.gaussian_share < POOR_SHARE
+        trace.anneal = ANNEAL if poor else 0.0
     trace.gaussian_seconds = time.monotonic() - begin
     if rows is not None:
         rows = rows.to(next(ready.parameters()).dtype)

@@ -17,7 +17,9 @@ __all__ = ["Gaussian", "fit_gaussian"]
 CLIMBS = 6  # starting points
 CLIMB_STEPS = 60
 DRAWS = 64  # of each ELBO estimate, with their mirror images, the same for all candidates
-REFINE_STEPS = 400
+REFINE_STEPS = 300  # of a round
+ROUNDS = 4
+LITTLE = 0.1  # nats
 EXACT = 1e-4
 VALLEY = 3.0  # nats
 
@@ -66,7 +68,6 @@ def fit_gaussian(
     k = starts.shape[1]
     z = torch.randn(DRAWS, k, generator=generator, dtype=torch.float64).to(starts.device)
     z = torch.cat([z, -z])
-    first = Gaussian(starts[0], torch.eye(k).to(starts), -math.inf)
     found: list[Gaussian] = []
     for start in _far_apart(starts):
         if found and late():
@@ -74,9 +75,16 @@ def fit_gaussian(
         best = climb(target, start, z, late)
         if best is not None:
             found.append(best)
-    several = _distinct(target, found) if found else [first]
-    if len(several) == 1:
-        return _judged(target, refine(target, several[0], generator, late), z)
+    several = _distinct(target, found)
+    best = max([*several[:1], _round(target, starts, z)], key=lambda g: g.elbo)
+    for _ in range(ROUNDS):  # each in the coordinates that the one before has found
+        refined = refine(target, best, generator, late)
+        gain, best = refined.elbo - best.elbo, refined
+        if not gain > LITTLE:
+            break
+    several = [g for g in several if g.elbo > best.elbo - 5]  # no neck of a funnel
+    if len(several) < 2:
+        return _judged(target, best, z)
     weights = torch.tensor([g.elbo for g in several], dtype=torch.float64).softmax(0).to(z.device)
     means = torch.stack([g.mean for g in several])
     mean = weights @ means
@@ -85,6 +93,13 @@ def fit_gaussian(
     factor = torch.linalg.cholesky(inner + outer)
     both = Gaussian(mean, factor, elbo(target, mean, factor, z), len(several))
     return _judged(target, both, z)
+
+
+def _round(target: Target, starts: Tensor, z: Tensor) -> Gaussian:
+    """The best of some Gaussians of equal sds, around zero and around the best start."""
+    eye = torch.eye(starts.shape[1]).to(starts)
+    tried = [(m, s * eye) for m in (starts[0], 0 * starts[0]) for s in (0.1, 1.0)]
+    return max((Gaussian(m, f, elbo(target, m, f, z)) for m, f in tried), key=lambda g: g.elbo)
 
 
 def _judged(target: Target, found: Gaussian, z: Tensor) -> Gaussian:
@@ -97,8 +112,12 @@ def _judged(target: Target, found: Gaussian, z: Tensor) -> Gaussian:
 
 
 def _far_apart(starts: Tensor) -> list[Tensor]:
-    """The best start, zero, and others each as far as can be from those before."""
+    """The best start, zero, and others each as far as can be from those before.
+
+    Mirror images of the starts count as well, so that no side is left out.
+    """
     chosen = [starts[0], torch.zeros_like(starts[0])]
+    starts = torch.cat([starts, -starts])
     while len(chosen) < min(CLIMBS, len(starts)):
         gaps = torch.cdist(starts, torch.stack(chosen)).amin(1)
         chosen.append(starts[gaps.argmax()])
