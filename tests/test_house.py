@@ -138,7 +138,8 @@ def test_wheel_holds_code_and_data(tmp_path):
     assert {str(p.relative_to(SRC.parent)) for p in files} <= packed
     assert "rootflow/py.typed" in packed
     endings = {Path(name).name for name in packed}
-    assert {"galaxies.parquet", "LICENSE", "entry_points.txt"} <= endings
+    assert {"galaxies.parquet", "digits.parquet", "LICENSE", "entry_points.txt"} <= endings
+    assert "rootflow/experiments/toml/zoo-2d.toml" in packed
 
 
 def test_guides_name_only_commands_that_exist():

@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from . import inference
 from .errors import CheckpointError, DataError, NotConverged, RootflowError
 from .flow import Flow
 from .training import FitConfig, History, fit
@@ -24,5 +25,6 @@ __all__ = [
     "fit",
     "flow",
     "flows",
+    "inference",
     "load",
 ]

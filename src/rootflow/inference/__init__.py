@@ -1,8 +1,9 @@
 """Variational inference: approximate an unnormalised density by a flow, and judge the result."""
 
+from .amortised import AmortisedPosterior
 from .comparison import Comparison, compare_draws
 from .config import VIConfig
-from .diagnostics import Smoothed, Verdict, importance_ess, psis, verdict
+from .diagnostics import Smoothed, Verdict, grid_kl, importance_ess, psis, verdict
 from .fit import Trace, fit
 from .library import TARGETS, reference, target
 from .posterior import Posterior, load
@@ -11,6 +12,7 @@ from .target import Target, TargetError
 
 __all__ = [
     "TARGETS",
+    "AmortisedPosterior",
     "Comparison",
     "Posterior",
     "Smoothed",
@@ -21,6 +23,7 @@ __all__ = [
     "Verdict",
     "compare_draws",
     "fit",
+    "grid_kl",
     "importance_ess",
     "load",
     "ordered",

@@ -90,7 +90,9 @@ def fit_gaussian(
     mean = weights @ means
     inner = torch.einsum("m,mij->ij", weights, torch.stack([g.covariance for g in several]))
     outer = (means - mean).T @ (weights[:, None] * (means - mean))
-    factor = torch.linalg.cholesky(inner + outer)
+    factor, failed = torch.linalg.cholesky_ex(inner + outer)
+    if int(failed):  # means beyond what float64 resolves: the density is improper
+        return best
     both = Gaussian(mean, factor, elbo(target, mean, factor, z), len(several))
     return _judged(target, both, z)
 
