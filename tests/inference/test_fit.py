@@ -8,8 +8,8 @@ import torch
 from torch.distributions import constraints
 
 import rootflow
-from inference.helpers import COVARIANCE, LOG_Z, MEAN, TINY, bent, gaussian_target
-from rootflow.inference import Target, TargetError, VIConfig, fit
+from inference.helpers import COVARIANCE, LOG_Z, MEAN, TINY, bent, gaussian, gaussian_target
+from rootflow.inference import Target, TargetError, VIConfig, fit, reference
 from rootflow.inference.examine import examine
 from rootflow.inference.fit import Trace, _Fitter, _place, _prepare
 from rootflow.inference.gaussian import fit_gaussian
@@ -55,12 +55,37 @@ def test_the_gaussian_stage_is_not_trapped_by_an_infinite_mode():
 
 
 def test_the_gaussian_stage_spans_the_modes_it_finds():
-    def two(x):
-        near = [-(x - c).square().sum(-1) / 2 for c in (-6.0, 6.0)]
-        return torch.logaddexp(*near)
-
-    found = gaussian_of(Target(two, 2))
+    found = gaussian_of(Target(two_modes, 2))
     assert float(found.covariance.diagonal().max().sqrt()) > 4
+
+
+def two_modes(x):
+    return torch.logaddexp(*(-(x - c).square().sum(-1) / 2 for c in (-6.0, 6.0)))
+
+
+@pytest.mark.parametrize(
+    ("density", "settings", "share"),
+    [
+        (two_modes, {}, 0.25),
+        (two_modes, {"anneal": 0.1}, 0.1),
+        (two_modes, {"objective": "iw"}, 0.0),
+        (gaussian, {}, 0.0),
+    ],
+)
+def test_annealing_is_for_targets_that_are_far_from_a_gaussian(density, settings, share):
+    trace = fit(Target(density, 2), **TINY, steps=2, **settings).trace
+    assert trace.anneal == share
+    assert trace.gaussian_modes == (2 if density is two_modes else 1)
+    assert trace.records[0]["beta"] == (0.01 if share else 1)
+
+
+def test_both_of_two_far_modes_are_found():
+    """Of unequal mass; reverse KL from a Gaussian around one of them would never see the other."""
+    posterior = fit("two-modes", "nsf-coupling", options={"blocks": 2, "hidden": (32,)}, steps=200)
+    right = float((reference("two-modes").draws[:, 0] > 0).double().mean())
+    weights = posterior.log_weights.exp()
+    assert float(weights[posterior.draws[:, 0] > 0].sum()) == pytest.approx(right, abs=0.05)
+    assert posterior.log_evidence.value == pytest.approx(0, abs=0.05)
 
 
 @pytest.mark.parametrize("gradient", ["path", "plain"])

@@ -17,6 +17,7 @@ __all__ = ["Gaussian", "fit_gaussian"]
 CLIMBS = 6  # starting points
 CLIMB_STEPS = 60
 DRAWS = 64  # of each ELBO estimate, with their mirror images, the same for all candidates
+JUDGED = 1024  # draws of the final judgement
 REFINE_STEPS = 300  # of a round
 ROUNDS = 4
 LITTLE = 0.1  # nats
@@ -84,7 +85,7 @@ def fit_gaussian(
             break
     several = [g for g in several if g.elbo > best.elbo - 5]  # no neck of a funnel
     if len(several) < 2:
-        return _judged(target, best, z)
+        return _judged(target, best, generator)
     weights = torch.tensor([g.elbo for g in several], dtype=torch.float64).softmax(0).to(z.device)
     means = torch.stack([g.mean for g in several])
     mean = weights @ means
@@ -94,7 +95,7 @@ def fit_gaussian(
     if int(failed):  # means beyond what float64 resolves: the density is improper
         return best
     both = Gaussian(mean, factor, elbo(target, mean, factor, z), len(several))
-    return _judged(target, both, z)
+    return _judged(target, both, generator)
 
 
 def _round(target: Target, starts: Tensor, z: Tensor) -> Gaussian:
@@ -104,8 +105,10 @@ def _round(target: Target, starts: Tensor, z: Tensor) -> Gaussian:
     return max((Gaussian(m, f, elbo(target, m, f, z)) for m, f in tried), key=lambda g: g.elbo)
 
 
-def _judged(target: Target, found: Gaussian, z: Tensor) -> Gaussian:
-    """The same Gaussian with its ``share`` over the given z."""
+def _judged(target: Target, found: Gaussian, generator: torch.Generator) -> Gaussian:
+    """The same Gaussian with its ``share``, over fresh draws."""
+    z = torch.randn(JUDGED, len(found.mean), generator=generator, dtype=torch.float64)
+    z = z.to(found.mean)
     with torch.no_grad():
         value = target.unconstrained_log_prob(found.mean + z @ found.factor.T).double()
     ratios = (value + z.square().sum(1) / 2).nan_to_num(nan=-math.inf)
