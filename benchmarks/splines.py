@@ -37,14 +37,13 @@ def rootflow_spline(raw: Raw) -> Spline:
 
     spline = Ours(BINS, BOUND, "linear")
     widths, heights, slopes = raw
-    pairs = torch.stack([widths.T, heights.T], 1).contiguous()
-    theta = torch.cat([pairs.flatten(0, 1), slopes.T])
-    knots = spline._knots(pairs, True)[0]
+    theta = torch.cat([widths.T, heights.T, slopes.T])
+    knots = spline._knots(theta[: 2 * BINS].view(2, BINS, -1), True)[0]
 
     def run(x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return spline.inverse(x, theta) if inverse else spline.forward(x, theta)
 
-    return run, (knots[:, 0].T, knots[:, 1].T)
+    return run, (knots[0].T, knots[1].T)
 
 
 def zuko_spline(raw: Raw) -> Spline:

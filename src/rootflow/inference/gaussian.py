@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .diagnostics import importance_ess, psis
 from .target import Target
 
 __all__ = ["Gaussian", "fit_gaussian"]
@@ -111,9 +112,11 @@ def _judged(target: Target, found: Gaussian, generator: torch.Generator) -> Gaus
     z = z.to(found.mean)
     with torch.no_grad():
         value = target.unconstrained_log_prob(found.mean + z @ found.factor.T).double()
-    ratios = (value + z.square().sum(1) / 2).nan_to_num(nan=-math.inf)
-    weights = (ratios - ratios.max()).softmax(0)
-    return replace(found, share=float(1 / weights.square().sum() / len(z)))
+    ratios = value + z.square().sum(1) / 2
+    ratios = torch.where(ratios < math.inf, ratios, -math.inf)  # NaN and +inf count as zero weight
+    if not bool(ratios.isfinite().any()):
+        return replace(found, share=0.0)
+    return replace(found, share=importance_ess(psis(ratios).log_weights) / len(z))
 
 
 def _far_apart(starts: Tensor) -> list[Tensor]:
