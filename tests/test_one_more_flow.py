@@ -17,7 +17,7 @@ def stretch(monkeypatch):
     monkeypatch.setattr("rootflow.zoo.ZOO", dict(ZOO))
     code = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     with torch.random.fork_rng():
-        exec(code[-1], {})  # noqa: S102
+        exec(code[-1], {})
     flow = rootflow.flow("stretch", 3, blocks=2).double()
     with torch.no_grad():
         for k, p in enumerate(flow.parameters()):
