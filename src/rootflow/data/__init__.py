@@ -1,16 +1,20 @@
-"""Data: tables read and written with care, their diagnosis, and toys with known densities."""
+"""Data: tables and images read with care, their diagnosis, and toys with known densities."""
 
 from rootflow.data.columns import ColumnReport, describe_columns
+from rootflow.data.images import IMAGES, Images, read_images
 from rootflow.data.tables import BUILTIN, Table, read_table, require_rows, split, write_table
 from rootflow.data.toys import TOYS, Toy
 
 __all__ = [
     "BUILTIN",
+    "IMAGES",
     "TOYS",
     "ColumnReport",
+    "Images",
     "Table",
     "Toy",
     "describe_columns",
+    "read_images",
     "read_table",
     "require_rows",
     "split",

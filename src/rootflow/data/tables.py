@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from rootflow.data.sources import BUILTIN, UNREADABLE, Source, open_source
 from rootflow.errors import DataError
 
-__all__ = ["BUILTIN", "Table", "read_table", "require_rows", "split", "write_table"]
+__all__ = [
+    "BUILTIN", "Table", "read_table", "require_memory", "require_rows", "split", "write_table",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
 EXACT = 2**53  # up to here float64 holds every integer
@@ -187,7 +189,8 @@ def _load(
 ) -> Table:
     wanted, names = _choose(opened, columns)
     rows = min(opened.rows, max_rows or opened.rows)
-    _check_memory(opened.name, rows, len(wanted), max_bytes)
+    what = f"{opened.name}: {rows} rows x {len(wanted)} columns"
+    require_memory(what, rows * len(wanted) * 8, max_bytes, "read fewer rows with max_rows=")
     values, filled = np.empty((rows, len(wanted))), 0
     dtypes: list[str] = [""] * len(wanted)
     unusable: list[tuple[int, int]] = []  # the first cell of every batch and column: row, position
@@ -219,16 +222,16 @@ def _where(opened: Source, column: str, start: int, row: int) -> str:
     return f"{opened.name}, {opened.row_name(start + row)}, column {column}"
 
 
-def _check_memory(name: str, rows: int, columns: int, limit: int | None) -> None:
+def require_memory(what: str, size: int, limit: int | None, advice: str) -> None:
+    """Raise DataError if so many bytes exceed the limit (default: half of the machine's memory)."""
     if limit is None:
         try:
             limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
         except (AttributeError, ValueError, OSError):  # not known on this system
             return
-    if rows * columns * 8 > limit:
-        need, have = (f"{size / 2**30:.3g} GiB" for size in (rows * columns * 8, limit))
-        raise DataError(f"{name}: {rows} rows x {columns} columns need {need} of memory, the limit "
-                        f"is {have}; read fewer rows with max_rows=")
+    if size > limit:
+        need, have = (f"{number / 2**30:.3g} GiB" for number in (size, limit))
+        raise DataError(f"{what} need {need} of memory, the limit is {have}; {advice}")
 
 
 def _numbers(

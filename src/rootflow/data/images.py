@@ -1,0 +1,193 @@
+"""Images in: built-in and prepared sets, folders of pictures and NumPy files become ``Images``.
+
+Nothing is resized, converted or rescaled: a picture that does not fit the others is an error that
+names its file.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rootflow.data.idx import IDX_FILES, read_idx
+from rootflow.data.sources import UNREADABLE
+from rootflow.data.tables import read_table, require_memory, split
+from rootflow.errors import DataError
+
+__all__ = ["IMAGES", "Images", "read_images"]
+
+Bytes = NDArray[np.uint8]
+Index = NDArray[np.int64]
+
+IMAGES: dict[str, str] = {
+    "digits": "1,797 x 1 x 8 x 8: the table of that name as images with levels 0 to 16",
+    "fashion-mnist": "70,000 x 1 x 28 x 28: clothes in 10 classes (Zalando, MIT)",
+}
+PICTURES = ".png .jpg .jpeg .bmp .webp .tif .tiff .gif .pgm .ppm"
+VALIDATION = 10_000  # rows at most, of a training set whose test set is fixed
+
+# Debian packs the files anew, so that only what they hold can be compared: MD5 in their order.
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN_MD5 = (
+    "f4a8712d7a061bf5bd6d2ca38dc4d50a", "9018921c3c673c538a1fc5bad174d6f9",
+    "8181f5470baa50b63fa0f6fddb340f0a", "15d484375f8d13e6eb1aabb0c3f46965",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size with their split.
+
+    ``pixels`` is uint8 ``(n, c, h, w)``, values 0 to ``levels - 1``, perhaps mapped from a file;
+    ``labels`` int64 ``(n,)``, classes from 0, or None. ``train``, ``validation`` and ``test`` are
+    positions in them.
+    """
+
+    name: str
+    pixels: Bytes
+    labels: Index | None
+    levels: int
+    train: Index
+    validation: Index
+    test: Index
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        c, h, w = self.pixels.shape[1:]
+        return c, h, w
+
+
+def read_images(source: str | os.PathLike[str], *, seed: int = 0) -> Images:
+    """Read images from a built-in name, a folder of pictures, or a .npz or .npy file.
+
+    A folder holds 8-bit grey or RGB pictures of one size; if all of them lie in subfolders, each
+    subfolder is a class. A .npz holds one uint8 array ``(n, h, w)``, ``(n, c, h, w)`` or
+    ``(n, h, w, c)`` with one or three channels, and may hold ``labels`` ``(n,)``. ``seed`` draws
+    the split: 80, 10 and 10 percent, or a tenth of the training set (at most 10,000) for validation
+    where the test set is given.
+
+    Raises DataError, one line, for everything that cannot be used.
+    """
+    name = os.fspath(source)
+    if name == "digits":
+        table = read_table("digits")
+        return _split(name, table.values.astype(np.uint8).reshape(-1, 1, 8, 8), None, 17, seed)
+    if name == "fashion-mnist":
+        return _debian(name, seed)
+    path = Path(name)
+    if path.is_dir():
+        return _split(name, *_read_folder(path), 256, seed)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder, nor a built-in set ({', '.join(IMAGES)})")
+    if path.suffix.lower() not in (".npz", ".npy"):
+        raise DataError(f"{path}: is no set of images; give a folder of pictures, a .npz or .npy "
+                        f"file, or a built-in name ({', '.join(IMAGES)})")
+    return _split(name, *_read_numpy(path), 256, seed)
+
+
+def _split(
+    name: str, pixels: Bytes, labels: Index | None, levels: int, seed: int, tests: int | None = None
+) -> Images:
+    """Images with their split; ``tests``: how many at the end are the test set, if it is given."""
+    n = len(pixels)
+    if tests is None:
+        return Images(name, pixels, labels, levels, *split(n, seed))
+    order = np.random.RandomState(seed).permutation(n - tests).astype(np.int64)
+    cut = n - tests - min(VALIDATION, (n - tests) // 10)
+    return Images(name, pixels, labels, levels, order[:cut], order[cut:], np.arange(n - tests, n))
+
+
+def _debian(name: str, seed: int) -> Images:
+    if not DEBIAN.is_dir():
+        raise DataError(f"{name}: install Debian's package dataset-fashion-mnist, which puts it "
+                        f"into {DEBIAN}")
+    images, labels, test_images, test_labels = (
+        read_idx(DEBIAN / file, dimensions, md5)
+        for file, dimensions, md5 in zip(IDX_FILES, (3, 1, 3, 1), DEBIAN_MD5, strict=True)
+    )
+    pixels = np.concatenate([images, test_images])[:, None]
+    classes = np.concatenate([labels, test_labels]).astype(np.int64)
+    return _split(name, pixels, classes, 256, seed, len(test_images))
+
+
+def _read_folder(folder: Path) -> tuple[Bytes, Index | None]:
+    """Pixels of all pictures in the order of their names; classes if they lie in subfolders."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES.split())
+    if not files:
+        raise DataError(f"{folder}: holds no pictures ({PICTURES})")
+    pixels: Any = None
+    for k, path in enumerate(files):
+        picture = _read_picture(path)
+        if pixels is None:
+            what = f"{folder}: its {len(files)} pictures"
+            require_memory(what, len(files) * picture.size, None, "take fewer or smaller ones")
+            pixels = np.empty((len(files), *picture.shape), np.uint8)
+        if picture.shape != pixels.shape[1:]:
+            raise DataError(f"{path}: is {_size(picture.shape)}, but {files[0].name} is "
+                            f"{_size(pixels.shape[1:])}; all pictures must have one size and "
+                            f"the same channels")
+        pixels[k] = picture
+    homes = [path.relative_to(folder).parts[:-1] for path in files]
+    if not all(homes):
+        return pixels, None
+    names = sorted({home[0] for home in homes})
+    return pixels, np.array([names.index(home[0]) for home in homes])
+
+
+def _read_picture(path: Path) -> Bytes:
+    """One 8-bit grey or RGB picture, ``(c, h, w)``."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            mode = picture.mode
+            if mode in ("L", "RGB"):
+                values = np.asarray(picture)
+                return values[None] if mode == "L" else values.transpose(2, 0, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).replace(f"{path}", "it").split())
+        raise DataError(f"{path}: cannot be read as a picture: {reason}") from None
+    kinds = {"P": "has a palette", "PA": "has a palette", "1": "has 1 bit per pixel",
+             "LA": "has transparency", "RGBA": "has transparency", "F": "holds fractions"}
+    kind = kinds.get(mode, "has 16 or more bits per pixel" if mode[0] == "I" else f"is {mode}")
+    raise DataError(f"{path}: {kind}; only 8-bit grey or RGB pictures can be used, convert it")
+
+
+def _size(shape: Sequence[int]) -> str:
+    channels = {1: "grey", 3: "RGB"}[shape[0]]
+    return f"{shape[2]} x {shape[1]} {channels}"
+
+
+def _read_numpy(path: Path) -> tuple[Bytes, Index | None]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            arrays = {"pixels": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
+    except UNREADABLE as error:
+        text = " ".join(str(error).split())
+        reason = "holds pickled objects, which are never loaded" if "pickle" in text else (
+            f"cannot be read, damaged or cut short: {text}")
+        raise DataError(f"{path}: {reason}") from None
+    held = ", ".join(f"{key} {a.dtype} {a.shape}" for key, a in arrays.items()) or "nothing"
+    found = [a for a in arrays.values() if a.ndim in (3, 4) and a.dtype == np.uint8]
+    if len(found) != 1 or not found[0].size:
+        raise DataError(f"{path}: must hold exactly one uint8 array (n, h, w), (n, c, h, w) or "
+                        f"(n, h, w, c); it holds {held}")
+    pixels = found[0][:, None] if found[0].ndim == 3 else found[0]
+    if pixels.shape[1] not in (1, 3):
+        pixels = pixels.transpose(0, 3, 1, 2)
+    if pixels.shape[1] not in (1, 3):
+        raise DataError(f"{path}: has shape {found[0].shape}; images have one or three channels")
+    labels = arrays.get("labels")
+    if labels is None:
+        return np.ascontiguousarray(pixels), None
+    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(f"{path}: labels are {labels.dtype} {labels.shape}; give whole numbers "
+                        f"from 0, one for each of the {len(pixels)} images")
+    return np.ascontiguousarray(pixels), labels.astype(np.int64)
+
