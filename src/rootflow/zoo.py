@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,17 @@ from .store import read_config
 from .transforms import (
     Compose,
     ImplicitBlock,
+    Logit,
     MonotoneBlock,
     ResidualBlock,
     Standardise,
     Transform,
     glow,
+    glow_images,
     iaf,
     maf,
     mixing,
+    multiscale,
     nice,
     nsf_ar,
     nsf_coupling,
@@ -34,12 +37,15 @@ from .transforms.planar import planar
 from .transforms.radial import radial
 from .transforms.sylvester import sylvester
 
-__all__ = ["ZOO", "Entry", "flow", "flows", "load"]
+__all__ = ["ZOO", "Entry", "build", "flow", "flows", "load"]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the library knows about one family: how to build it and how to describe it."""
+    """What the library knows about one family: how to build it and how to describe it.
+
+    ``build`` is for tables and ``build_images``, where there is one, for images.
+    """
 
     name: str
     summary: str
@@ -48,12 +54,20 @@ class Entry:
     inverse: str
     log_det: str
     source: str
+    build_images: Callable[..., list[Transform]] | None = None
 
-    def options(self) -> dict[str, Any]:
-        """Options of this flow and their defaults."""
-        parameters = inspect.signature(self.build).parameters.values()
+    def options(self, images: bool = False) -> dict[str, Any]:
+        """Options of this flow, for tables or for images, and their defaults.
+
+        Raises ValueError naming the flows of images if this is none.
+        """
+        build = self.build_images if images else self.build
+        if build is None:
+            known = ", ".join(e.name for e in ZOO.values() if e.build_images is not None)
+            raise ValueError(f"flow={self.name!r} takes no images; choose one of {known}")
+        parameters = inspect.signature(build).parameters.values()
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        return {**own, "base": "normal"}
+        return {**own, **({"alpha": 0.05} if images else {}), "base": "normal"}
 
 
 def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[Transform]]:
@@ -87,6 +101,42 @@ def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[T
     return build
 
 
+def _image_blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[Transform]]:
+    def build(
+        shape: tuple[int, int, int],
+        *,
+        scales: int = 3,
+        blocks: int = blocks,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "lipswish",
+        lipschitz: float = 0.97,
+        actnorm: bool = True,
+        linear: str | None = "lu",
+        factor_out: bool = False,
+        solver: str = "auto",
+        logdet: str = "auto",
+        terms: int = 4,
+        probes: int = 1,
+    ) -> list[Transform]:
+        if blocks < 1:
+            raise ValueError(f"blocks={blocks} must be at least 1")
+        options = {
+            "activation": activation, "lipschitz": lipschitz, "solver": solver, "logdet": logdet,
+            "terms": terms, "probes": probes,
+        }  # fmt: skip
+
+        def level(shape: tuple[int, int, int]) -> list[Transform]:
+            chain: list[Transform] = []
+            for _ in range(blocks):
+                chain += mixing(shape, actnorm, linear)
+                chain.append(kind(shape, hidden, **options))
+            return [*chain, *mixing(shape, actnorm, None)]
+
+        return multiscale(shape, scales, level, factor_out)
+
+    return build
+
+
 LOG_DET = "exact; beyond 64 columns estimated without bias while training"
 
 ZOO = {
@@ -97,18 +147,21 @@ ZOO = {
             "x + g_x(x) = z + g_z(z): the widest class per block, two networks each",
             _blocks(ImplicitBlock, 4),
             "root find", "root find", LOG_DET, "Lu et al. 2021, arXiv:2103.09527",
+            _image_blocks(ImplicitBlock, 2),
         ),
         Entry(
             "residual",
             "z = x + g(x): no solve to score, one to sample",
             _blocks(ResidualBlock, 8),
             "closed", "root find", LOG_DET, "Chen et al. 2019, arXiv:1906.02735",
+            _image_blocks(ResidualBlock, 4),
         ),
         Entry(
             "monotone",
             "Cayley form of a strongly monotone map: slopes of an implicit block, one network",
             _blocks(MonotoneBlock, 8),
             "root find", "root find", LOG_DET, "Ahn et al. 2022, NeurIPS",
+            _image_blocks(MonotoneBlock, 4),
         ),
         Entry(
             "nice",
@@ -127,6 +180,7 @@ ZOO = {
             "affine couplings with ActNorm and permuted LU maps between them",
             glow,
             "closed", "closed", "exact", "Kingma and Dhariwal 2018, arXiv:1807.03039",
+            glow_images,
         ),
         Entry(
             "nsf-coupling",
@@ -176,31 +230,45 @@ ZOO = {
 }
 
 
-def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
+def flow(
+    name: str,
+    features: int | None = None,
+    context: int = 0,
+    *,
+    shape: Sequence[int] | None = None,
+    **options: Any,
+) -> Flow:
     """Build a flow by name.
 
     ``features``: columns of the data; ``context``: width of what it is conditioned on. Options are
     those of ``flows()``; with ``tails`` other than "linear" the data are taken as they are and live
-    on [-interval, interval]. Raises ValueError naming the valid names or options.
+    on [-interval, interval]. ``shape`` instead of ``features``: images (channels, height, width)
+    with values in [0, 1], which are mapped to the reals by a logit with ``alpha``; no context.
+    Raises ValueError naming the valid names or options.
     """
     if name not in ZOO:
         raise ValueError(f"flow={name!r} is unknown; choose one of {', '.join(ZOO)}")
+    if (features is None) == (shape is None):
+        raise ValueError("give either features, the number of columns, or the shape of images")
     entry = ZOO[name]
-    unknown = sorted(set(options) - set(entry.options()))
+    known = entry.options(images=shape is not None)
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(
-            f"{name} has no option {unknown[0]!r}; its options are {', '.join(entry.options())}"
-        )
+        raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
+    options = {**known, **options}
+    base = options["base"]
+    if base not in BASES:
+        raise ValueError(f"base={base!r} is unknown; choose one of {', '.join(BASES)}")
+    if shape is not None:
+        return _of_images(entry, tuple(shape), context, options)
+    assert features is not None
     if features < 1 or context < 0:
         raise ValueError(
             f"features={features}, context={context}: "
             "give at least one feature, no negative context"
         )
-    options = {**entry.options(), **options}
     recipe = {"name": name, "features": features, "context": context, "options": dict(options)}
-    base = options.pop("base")
-    if base not in BASES:
-        raise ValueError(f"base={base!r} is unknown; choose one of {', '.join(BASES)}")
+    options.pop("base")
     tails = options.get("tails", "linear")
     if tails != "linear" and base != "normal":
         raise ValueError(
@@ -213,15 +281,41 @@ def flow(name: str, features: int, context: int = 0, **options: Any) -> Flow:
     return Flow(Compose(chain), Uniform((features,), options["interval"]), recipe)
 
 
+def _of_images(
+    entry: Entry, shape: tuple[int, ...], context: int, options: dict[str, Any]
+) -> Flow:
+    if len(shape) != 3 or min(shape) < 1 or context:
+        raise ValueError(
+            f"shape={shape}, context={context}: images are (channels, height, width), without "
+            "context"
+        )
+    assert entry.build_images is not None
+    recipe = {"name": entry.name, "shape": list(shape), "options": dict(options)}
+    base, alpha = BASES[options.pop("base")], options.pop("alpha")
+    chain = entry.build_images(shape, **options)
+    return Flow(Compose([Logit(shape, alpha), *chain]), base(shape), recipe)
+
+
 def flows() -> list[dict[str, Any]]:
-    """What each registered flow is: name, summary, cost of each direction, options, source."""
+    """What each registered flow is: name, summary, cost of each direction, options, source.
+
+    ``image_options`` is None for flows of tables alone.
+    """
     return [
         {
             "name": e.name, "summary": e.summary, "forward": e.forward, "inverse": e.inverse,
             "log_det": e.log_det, "options": e.options(), "source": e.source,
+            "image_options": e.options(images=True) if e.build_images is not None else None,
         }
         for e in ZOO.values()
     ]
+
+
+def build(recipe: Mapping[str, Any]) -> Flow:
+    """The untrained flow that ``recipe``, as every flow of the registry holds one, describes."""
+    size = {key: recipe.get(key) for key in ("features", "shape")}
+    context, options = recipe.get("context", 0), recipe.get("options", {})
+    return flow(recipe["name"], context=context, **size, **options)
 
 
 def load(directory: str | Path, device: str | torch.device | None = None) -> Flow:
@@ -233,8 +327,7 @@ def load(directory: str | Path, device: str | torch.device | None = None) -> Flo
     recipe = config["flow"]
     try:
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
-            context, options = recipe.get("context", 0), recipe.get("options", {})
-            built = flow(recipe["name"], recipe["features"], context, **options)
+            built = build(recipe)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{directory}: config.json does not describe a known flow: {error}"

@@ -4,9 +4,12 @@ from .actnorm import ActNorm
 from .autoregressive import AutoregressiveTransform, iaf, maf, nsf_ar
 from .base import Compose, Inverse, Transform
 from .coupling import Coupling, glow, nice, nsf_coupling, realnvp
+from .images import ImageCoupling, glow_images
 from .implicit import ImplicitBlock, MonotoneBlock, ResidualBlock
 from .linear import LULinear, Scale
 from .mixing import Permute, Reverse, mixing
+from .multiscale import FirstChannels, Squeezed, multiscale
+from .pixels import Logit, Pixels
 from .planar import Planar
 from .preprocess import Standardise
 from .radial import Radial
@@ -20,11 +23,15 @@ __all__ = [
     "AutoregressiveTransform",
     "Compose",
     "Coupling",
+    "FirstChannels",
+    "ImageCoupling",
     "ImplicitBlock",
     "Inverse",
     "LULinear",
+    "Logit",
     "MonotoneBlock",
     "Permute",
+    "Pixels",
     "Planar",
     "Radial",
     "ResidualBlock",
@@ -32,14 +39,17 @@ __all__ = [
     "Scale",
     "Shift",
     "Spline",
+    "Squeezed",
     "Standardise",
     "Sylvester",
     "Transform",
     "Univariate",
     "glow",
+    "glow_images",
     "iaf",
     "maf",
     "mixing",
+    "multiscale",
     "nice",
     "nsf_ar",
     "nsf_coupling",

@@ -8,7 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Compose", "Inverse", "Transform"]
+__all__ = ["Compose", "Inverse", "Transform", "event_of", "over_channels"]
+
+
+def event_of(event: int | Sequence[int]) -> tuple[int, ...]:
+    """The event that a number of columns, or a shape whose first entry counts channels, means."""
+    return (event,) if isinstance(event, int) else tuple(event)
+
+
+def over_channels(values: Tensor, x: Tensor) -> Tensor:
+    """One value for each column or channel ``(c,)``, to be broadcast over x ``(n, c, ...)``."""
+    return values.view(-1, *[1] * (x.dim() - 2))
 
 
 class Transform(nn.Module):

@@ -1,59 +1,66 @@
-"""What stands between the blocks of a flow: normalisation and a map that mixes the columns."""
+"""What stands between the blocks: normalisation, and a map that mixes columns or channels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .actnorm import ActNorm
-from .base import Transform
+from .base import Transform, event_of
 from .linear import LULinear
 
 __all__ = ["MIXINGS", "Permute", "Reverse", "check_mixing", "mixing"]
 
 
 class Reverse(Transform):
-    """The columns in opposite order; its own inverse, log_det 0."""
+    """The columns or channels in opposite order; its own inverse, log_det 0."""
 
-    def __init__(self, features: int) -> None:
-        super().__init__((features,))
+    def __init__(self, event: int | Sequence[int]) -> None:
+        super().__init__(event_of(event))
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return x.mT.flip(0).mT, x.new_zeros(x.shape[0])  # keeps feature-major arrays so
+        # transposed, so that feature-major arrays stay so
+        return x.transpose(0, 1).flip(0).transpose(0, 1), x.new_zeros(x.shape[0])
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.to_latent(z, context)
 
 
 class Permute(Transform):
-    """A fixed random order of the columns, drawn like a weight and saved; log_det 0."""
+    """A fixed random order of columns or channels, drawn like a weight and saved; log_det 0."""
 
     order: Tensor
 
-    def __init__(self, features: int) -> None:
-        super().__init__((features,))
-        self.register_buffer("order", torch.randperm(features))
+    def __init__(self, event: int | Sequence[int]) -> None:
+        super().__init__(event_of(event))
+        self.register_buffer("order", torch.randperm(self.event[0]))
+
+    def _reorder(self, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.transpose(0, 1).index_select(0, order).transpose(0, 1)
+        return x, x.new_zeros(x.shape[0])
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return x.mT.index_select(0, self.order).mT, x.new_zeros(x.shape[0])
+        return self._reorder(x, self.order)
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return z.mT.index_select(0, self.order.argsort()).mT, z.new_zeros(z.shape[0])
+        return self._reorder(z, self.order.argsort())
 
 
 MIXINGS = {"lu": LULinear, "reverse": Reverse, "permute": Permute}
 
 
-def mixing(features: int, actnorm: bool, linear: str | None) -> list[Transform]:
+def mixing(event: int | Sequence[int], actnorm: bool, linear: str | None) -> list[Transform]:
     """The maps before a block: ActNorm if wanted, then what ``linear`` names.
 
-    Raises ValueError for an unknown name.
+    ``event``: how many columns, or the shape of images. Raises ValueError for an unknown name.
     """
     if linear is not None and linear not in MIXINGS:
         known = ", ".join(map(repr, MIXINGS))
         raise ValueError(f"linear={linear!r} is unknown; choose {known} or None")
-    parts: list[Transform] = [ActNorm(features)] if actnorm else []
-    return [*parts, MIXINGS[linear](features)] if linear and features > 1 else parts
+    parts: list[Transform] = [ActNorm(event)] if actnorm else []
+    return [*parts, MIXINGS[linear](event)] if linear and event_of(event)[0] > 1 else parts
 
 
 def check_mixing(tails: str, actnorm: bool, linear: str | None) -> str | None:
