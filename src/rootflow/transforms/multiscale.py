@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .base import Compose, Transform
 
@@ -52,10 +51,13 @@ class Squeezed(_Wrapper):
         super().__init__((c // 4, 2 * h, 2 * w), inner)
 
     def _wrap(self, x: Tensor) -> Tensor:
-        return F.pixel_unshuffle(x, 2)
+        # F.pixel_unshuffle and F.pixel_shuffle mistake the shape of an empty batch
+        n, (c, h, w) = len(x), self.inner.event
+        return x.reshape(n, c // 4, h, 2, w, 2).permute(0, 1, 3, 5, 2, 4).reshape(n, c, h, w)
 
     def _unwrap(self, y: Tensor, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(y, 2)
+        n, (c, h, w) = len(y), self.inner.event
+        return y.reshape(n, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(x.shape)
 
 
 class FirstChannels(_Wrapper):
