@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from .bases import Normal
 from .store import load_directory, save_directory
 from .transforms.base import Transform
+from .transforms.exchange import moment
 
 __all__ = ["Flow", "FlowDistribution"]
 
@@ -103,9 +109,14 @@ class Flow(nn.Module):
         """
         return self.transform.certificate(x, x, context)
 
-    def distribution(self, context: Tensor | None = None) -> FlowDistribution:
-        """This flow as a ``torch.distributions.Distribution``, conditioned on ``context``."""
-        return FlowDistribution(self, context)
+    def distribution(
+        self, context: Tensor | None = None, *, validate_args: bool | None = None
+    ) -> FlowDistribution:
+        """This flow as a ``torch.distributions.Distribution``, conditioned on ``context``.
+
+        ``validate_args``: as for every Distribution. Where Pyro is in use it is one of Pyro's, too.
+        """
+        return _distribution(self, context, validate_args)
 
     def save(self, directory: str | Path) -> None:
         """Write config.json, model.safetensors and manifest.json for ``rootflow.load``."""
@@ -121,43 +132,101 @@ class Flow(nn.Module):
 
 
 class FlowDistribution(torch.distributions.Distribution):
-    """A conditioned flow for use wherever torch.distributions is expected."""
+    """A conditioned flow for use wherever torch.distributions is expected.
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
+    ``batch_shape`` is that of the context, widened by ``expand``; an unconditional flow has none
+    until it is expanded. Draws come from torch's global generator, as those of every Distribution.
+    ``log_prob`` of the tensor that ``rsample`` returned last costs nothing more, unless a weight or
+    the context has changed since.
+    """
+
     has_rsample = True
 
     def __init__(
-        self, flow: Flow, context: Tensor | None = None, validate_args: bool | None = None
+        self,
+        flow: Flow,
+        context: Tensor | None = None,
+        validate_args: bool | None = None,
+        batch_shape: Sequence[int] | None = None,
     ) -> None:
+        width = None if context is None else context.shape[-1]
+        if width != (flow.context or None):
+            wanted = f"a context of width {flow.context}" if flow.context else "no context"
+            raise ValueError(f"context has width {width}; this flow takes {wanted}")
+        if context is not None and batch_shape is not None:
+            context = context.expand(*batch_shape, flow.context)
         self.flow, self.context = flow, context
-        batch = torch.Size() if context is None else context.shape[:-1]
-        super().__init__(batch, torch.Size(flow.event), validate_args=validate_args)
+        self._drawn: tuple[Any, ...] = ()
+        batch = tuple(batch_shape or ()) if context is None else context.shape[:-1]
+        super().__init__(torch.Size(batch), torch.Size(flow.event), validate_args=validate_args)
 
     @property
-    def support(self) -> torch.distributions.constraints.Constraint:
-        """That of the base, which every map of the registry keeps: R^n, or a bounded interval."""
-        support: torch.distributions.constraints.Constraint = self.flow.base.support  # type: ignore[assignment]
-        return support
+    def arg_constraints(self) -> dict[str, constraints.Constraint]:
+        """The context, where there is one, holds no NaN."""
+        return {} if self.context is None else {"context": constraints.real_vector}
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """Where the density is positive: the base's support, carried to the data by the map."""
+        base: constraints.Constraint = self.flow.base.support  # type: ignore[assignment]
+        return self.flow.transform.image(base)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats, ``sample_shape + batch_shape``."""
+        """Log-density in nats, ``sample_shape + batch_shape``.
+
+        Outside the support a ValueError, or -inf with ``validate_args=False``.
+        """
+        if self._drawn and value is self._drawn[0] and self._drawn[2] == self._moment():
+            known: Tensor = self._drawn[1]
+            return known
         if self._validate_args:
             self._validate_sample(value)
-        return self.flow.log_prob(value, self.context)
+        log_prob = self.flow.log_prob(value, self.context)
+        if not self._validate_args:
+            inside: Tensor = self.support.check(value)  # type: ignore[no-untyped-call]
+            lost = value.isnan().flatten(value.dim() - len(self.event_shape)).any(-1)
+            log_prob = torch.where(inside | lost, log_prob, -math.inf)
+        shape = torch.broadcast_shapes(  # type: ignore[no-untyped-call]
+            log_prob.shape, self.batch_shape
+        )
+        return log_prob.expand(shape)
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Differentiable draws and their log-densities, in one pass."""
+        shape = tuple(sample_shape) + (tuple(self.batch_shape) if self.context is None else ())
+        return self.flow.rsample_and_log_prob(shape, self.context)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Differentiable draws."""
-        return self.flow.rsample(tuple(sample_shape), self.context)
+        """Differentiable draws ``sample_shape + batch_shape + event_shape``."""
+        x, log_prob = self.rsample_and_log_prob(sample_shape)
+        self._drawn = (x, log_prob, self._moment())
+        return x
 
+    @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws without gradient."""
-        return self.flow.sample(tuple(sample_shape), self.context)
+        return self.rsample_and_log_prob(sample_shape)[0]
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
-        """The same flow with its context expanded to ``batch_shape``."""
-        if self.context is None:
-            if tuple(batch_shape):
-                raise NotImplementedError("a flow without context has no batch to expand")
-            return FlowDistribution(self.flow)
-        context = self.context.expand(*batch_shape, self.context.shape[-1])
-        return FlowDistribution(self.flow, context)
+        """The same flow for a larger batch, with independent draws in it."""
+        return type(self)(self.flow, self.context, self._validate_args, batch_shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = (self.context, self._validate_args, tuple(self.batch_shape))
+        return _distribution, (self.flow, *settings)
+
+    def _moment(self) -> tuple[Any, ...]:
+        return moment(self.flow, self.context)
+
+
+@functools.cache
+def _distribution_class(pyro: ModuleType | None) -> type[FlowDistribution]:
+    """FlowDistribution, with the methods by which Pyro calls a distribution where it is in use."""
+    if pyro is None:
+        return FlowDistribution
+    mixin = pyro.torch_distribution.TorchDistributionMixin
+    return type("FlowDistribution", (FlowDistribution, mixin), {"__module__": __name__})
+
+
+def _distribution(flow: Flow, *settings: Any) -> FlowDistribution:
+    return _distribution_class(sys.modules.get("pyro.distributions"))(flow, *settings)

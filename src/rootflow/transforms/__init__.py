@@ -4,6 +4,7 @@ from .actnorm import ActNorm
 from .autoregressive import AutoregressiveTransform, iaf, maf, nsf_ar
 from .base import Compose, Inverse, Transform
 from .coupling import Coupling, glow, nice, nsf_coupling, realnvp
+from .exchange import FromTorch, ToTorch
 from .images import ImageCoupling, glow_images
 from .implicit import ImplicitBlock, MonotoneBlock, ResidualBlock
 from .linear import LULinear, Scale
@@ -25,6 +26,7 @@ __all__ = [
     "Coupling",
     "FirstChannels",
     "ImageCoupling",
+    "FromTorch",
     "ImplicitBlock",
     "Inverse",
     "LULinear",
@@ -42,6 +44,7 @@ __all__ = [
     "Squeezed",
     "Standardise",
     "Sylvester",
+    "ToTorch",
     "Transform",
     "Univariate",
     "glow",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
 
 __all__ = ["Compose", "Inverse", "Transform", "event_of", "over_channels"]
 
@@ -43,6 +44,10 @@ class Transform(nn.Module):
     def certificate(self, x: Tensor, z: Tensor, context: Tensor | None) -> Tensor:
         """Bound ``(batch,)`` on the distance of z from the exact image of x; zero for a formula."""
         return x.new_zeros(x.shape[0])
+
+    def image(self, support: Constraint) -> Constraint:
+        """Where the data lie when the latent lies in ``support``; by default there, too."""
+        return support
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data ``(..., *event)`` to latent of the same shape and log_det ``(...)`` in nats."""
@@ -108,6 +113,11 @@ class Compose(Transform):
 
     def _parts(self) -> list[Transform]:
         return [t for t in self.transforms if isinstance(t, Transform)]
+
+    def image(self, support: Constraint) -> Constraint:
+        for t in reversed(self._parts()):
+            support = t.image(support)
+        return support
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(x.shape[0])
