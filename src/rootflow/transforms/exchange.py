@@ -150,6 +150,7 @@ class ToTorch(TorchTransform, nn.Module):
         return y
 
     def _inverse(self, y: Tensor) -> Tensor:
+        x: Tensor
         x, log_det = self.transform(y, self.context)
         self._pair = (x, y, -log_det) if self._cache_size else None
         return x
