@@ -1,11 +1,12 @@
 """Layers and networks whose Lipschitz constants are bounded from above."""
 
 from .activations import ACTIVATIONS, Activation
+from .conv import conv_bound
 from .networks import LipschitzNet
 from .norms import norm_bound
 from .tape import Tape, Weights, value_and_jacobian
 
 __all__ = [
-    "ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "norm_bound",
+    "ACTIVATIONS", "Activation", "LipschitzNet", "Tape", "Weights", "conv_bound", "norm_bound",
     "value_and_jacobian",
 ]  # fmt: skip
