@@ -17,6 +17,7 @@ class FitConfig(BaseModel):
     The fit ends at the first of ``minutes`` and ``steps``. The learning rate warms up over the
     first ``warmup`` of the budget and falls to zero along a cosine. ``compile`` runs the training
     steps through torch.compile: for flows of closed formulas, and where a C++ compiler is at hand.
+    ``flip`` mirrors each image of a batch with probability 1/2, left to right.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,4 +35,5 @@ class FitConfig(BaseModel):
     validation_rows: Annotated[int, Field(gt=0)] = 10_000
     whiten: bool = True
     compile: bool = False
+    flip: bool = False
     seed: int = 0

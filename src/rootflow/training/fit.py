@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError, DataError, NotConverged, RootflowError
 from ..flow import Flow
-from ..transforms import Standardise
+from ..transforms import Pixels, Standardise
 from .checkpoint import read_state, write_state
 from .config import FitConfig
 
-__all__ = ["History", "fit"]
+__all__ = ["History", "evaluate", "fit", "rows_at_once"]
 
 Record = dict[str, Any]
 
@@ -50,9 +50,12 @@ class _Rows:
         context: Tensor | None,
         weight: Tensor | None,
         gaps: Tensor | None,
+        pixels: Pixels | None,
+        like: Tensor,
         config: FitConfig,
     ) -> None:
         self.x, self.context, self.weight, self.gaps = x, context, weight, gaps
+        self.pixels, self.like, self.flip = pixels, like, config.flip
         self.size = min(config.batch_size, len(x))
         self.per_epoch = len(x) // self.size
         self.seed, self.epoch = config.seed, -1
@@ -65,18 +68,27 @@ class _Rows:
             self.order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         rows = self.order[at * self.size : (at + 1) * self.size]
         x = self.x[rows]
+        noise = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + 1)
         if self.gaps is not None:
-            noise = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + 1)
             x = x + self.gaps * torch.rand(x.shape, generator=noise, dtype=x.dtype).to(x.device)
+        if self.flip:
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=noise).to(x.device) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
+        if self.pixels is not None:
+            x = self.pixels.dequantise(x, noise, self.like.dtype).to(self.like.device)
         context = None if self.context is None else self.context[rows]
         return x, context, None if self.weight is None else self.weight[rows]
 
 
+def rows_at_once(event: tuple[int, ...]) -> int:
+    """Rows that are evaluated together: 2048 of a table, of images as many as memory bears."""
+    return 2048 if len(event) == 1 else max(1, 2**17 // math.prod(event))
+
+
 @torch.no_grad()
-def evaluate(
-    flow: Flow, x: Tensor, context: Tensor | None = None, *, chunk: int = 2048
-) -> tuple[float, float]:
+def evaluate(flow: Flow, x: Tensor, context: Tensor | None = None) -> tuple[float, float]:
     """Mean log-density over the rows of x and its standard error, both in nats per row."""
+    chunk = rows_at_once(flow.event)
     parts = [
         flow.log_prob(x[k : k + chunk], None if context is None else context[k : k + chunk])
         for k in range(0, len(x), chunk)
@@ -87,7 +99,7 @@ def evaluate(
     return float(mean), float(error)
 
 
-def _check(x: Tensor, name: str, flow: Flow) -> None:
+def _check(x: Tensor, name: str, flow: Flow, pixels: Pixels | None) -> None:
     if x.dim() != 1 + len(flow.event) or tuple(x.shape[1:]) != flow.event:
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; "
@@ -95,6 +107,13 @@ def _check(x: Tensor, name: str, flow: Flow) -> None:
         )
     if not len(x):
         raise DataError(f"{name} has no rows")
+    if pixels is not None:
+        if x.dtype != torch.uint8 or int(x.max()) >= pixels.levels:
+            raise ValueError(
+                f"{name} is {x.dtype} up to {float(x.max()):g}; with pixels={pixels} it must be "
+                f"torch.uint8 up to {pixels.levels - 1}"
+            )
+        return
     bad = (~torch.isfinite(x)).flatten(1).any(1).nonzero()
     if len(bad):
         raise DataError(
@@ -239,18 +258,22 @@ def fit(
     validation_context: Tensor | None = None,
     sample_weight: Tensor | None = None,
     gaps: Tensor | None = None,
+    pixels: Pixels | None = None,
     checkpoint: Path | None = None,
     on_record: Callable[[Record], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    on_validation: Callable[[Flow, Record], None] | None = None,
 ) -> History:
     """Train ``flow`` on the rows of ``train`` ``(n, *event)`` by maximum likelihood.
 
     Standardises (or whitens) inside the flow first, keeps an exponential moving average of the
     weights, validates it, and leaves the best validated average in the flow. ``gaps``
-    ``(features,)``: width of the uniform noise added afresh to quantised columns. ``checkpoint``: a
-    directory from which an unfinished fit resumes and to which it saves; after a kill the same call
-    ends with the weights of an undisturbed run (to the bit, for a budget in steps and the same
-    thread count). ``on_record`` sees every record of ``History.records``.
+    ``(features,)``: width of the uniform noise added afresh to quantised columns. ``pixels``: the
+    rows are images of type uint8, dequantised batch by batch. ``checkpoint``: a directory from
+    which an unfinished fit resumes and to which it saves; after a kill the same call ends with the
+    weights of an undisturbed run (to the bit, for a budget in steps and the same
+    thread count). ``on_record`` sees every record of ``History.records``, ``on_validation`` also
+    the flow with the weights that were validated, which it must leave as they are.
 
     Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows, RootflowError
     if training diverges.
@@ -258,19 +281,23 @@ def fit(
     config = FitConfig(minutes=5) if config is None else config
     if config.minutes is None and config.steps is None:
         raise ValueError("config has no budget; give minutes or steps")
-    _check(train, "train", flow)
+    if config.flip and len(flow.event) != 3:
+        raise ValueError("config.flip mirrors images; this flow is of tables")
+    _check(train, "train", flow, pixels)
     for name, given in (("context", context), ("sample_weight", sample_weight)):
         if given is not None and len(given) != len(train):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; train has {len(train)} rows")
     if validation is not None:
-        _check(validation, "validation", flow)
+        _check(validation, "validation", flow, pixels)
         validation = validation[: config.validation_rows]
         if validation_context is not None:
             validation_context = validation_context[: len(validation)]
     for part in flow.modules():
         if isinstance(part, Standardise) and not bool(part.known):
             part.set(train, config.whiten)
-    trainer = _Trainer(flow, _Rows(train, context, sample_weight, gaps, config), config)
+    like = next(flow.parameters())
+    rows = _Rows(train, context, sample_weight, gaps, pixels, like, config)
+    trainer = _Trainer(flow, rows, config)
     history = History()
     spent, waited, since = 0.0, 0, 0.0
     saved = read_state(checkpoint) if checkpoint is not None else None
@@ -282,9 +309,11 @@ def fit(
         spent, waited = facts["seconds"], facts["waited"]
         history.best_step, history.records = facts["best_step"], facts["records"]
         history.best_log_prob = facts["best"] if facts["best"] is not None else -math.inf
-    if validation is not None and gaps is not None:
-        # one fixed draw, so that validation curves are smooth
-        generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    # the noise of validation is one fixed draw, so that its curve is smooth
+    if validation is not None and pixels is not None:
+        validation = pixels.dequantise(validation, generator, like.dtype).to(like.device)
+    elif validation is not None and gaps is not None:
         noise = torch.rand(validation.shape, generator=generator, dtype=validation.dtype)
         validation = validation + gaps * noise.to(validation.device)
 
@@ -329,14 +358,20 @@ def fit(
         mean, error = math.nan, math.nan
         with contextlib.suppress(NotConverged):  # then these weights are no candidates
             mean, error = evaluate(flow, validation, validation_context)
+        entry: Record = {
+            "kind": "validation", "step": trainer.step, "seconds": seconds,
+            "log_prob": mean, "log_prob_se": error,
+        }  # fmt: skip
+        if math.isfinite(mean):
+            if pixels is not None:
+                entry["bits_per_dim"] = pixels.bits_per_dim(mean, flow.event)
+            if on_validation is not None:
+                on_validation(flow, entry)
         flow.train()
         trainer.put(own)
         if not math.isfinite(mean):
             return
-        record({
-            "kind": "validation", "step": trainer.step, "seconds": seconds,
-            "log_prob": mean, "log_prob_se": error,
-        })  # fmt: skip
+        record(entry)
         waited += 1
         if mean > history.best_log_prob:
             history.best_log_prob, history.best_step, waited = mean, trainer.step, 0
