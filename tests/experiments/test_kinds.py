@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.helpers import PLANE, zoo_recipe
-from rootflow.experiments import Recipe, layers, run, zoo
+from rootflow.experiments import Recipe, fits, layers, run
 from rootflow.experiments.parts import Job
 from rootflow.experiments.slopes import GRID, Slopes, ThreeParameters, lower_bound, steep
 from rootflow.zoo import ZOO
@@ -50,7 +50,7 @@ def test_a_flow_that_fails_is_reported_and_the_rest_goes_on(tmp_path):
 @pytest.mark.parametrize("name", list(ZOO))
 @pytest.mark.parametrize("features", [1, 2])
 def test_stages_are_the_whole_flow(name, features):
-    flow = zoo.build(name, features, {}, seed=3).eval()
+    flow = fits.build(name, features, {}, seed=3).eval()
     x = torch.randn(50, features, generator=torch.Generator().manual_seed(0))
     groups = layers.stages(flow)
     assert 1 <= len(groups) <= layers.MOST_STAGES
@@ -73,7 +73,7 @@ def test_stages_are_the_whole_flow(name, features):
 
 
 def test_cells_run_to_the_right_first():
-    nodes = zoo.cells((0.0, 2.0, 10.0, 14.0), 2)
+    nodes = fits.cells((0.0, 2.0, 10.0, 14.0), 2)
     assert nodes.tolist() == [[0.5, 11.0], [0.5, 13.0], [1.5, 11.0], [1.5, 13.0]]
 
 

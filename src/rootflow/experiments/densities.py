@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor
 
 from ..data.toys import TOYS
-from .parts import Strict
+from .parts import Positive, Strict
 
 __all__ = ["Density", "Mixture", "toy"]
-
-Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)

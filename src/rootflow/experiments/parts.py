@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,7 +19,13 @@ from ..plots import png
 from ..store import write_atomically
 from ..training import History
 
-__all__ = ["Done", "Job", "Part", "Row", "Settings", "Stopped", "Strict", "plain"]
+__all__ = [
+    "Count", "Done", "Job", "Part", "Positive", "Row", "Settings", "Stopped", "Strict", "among",
+    "plain",
+]  # fmt: skip
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 
 
 class Strict(BaseModel):
@@ -134,6 +140,13 @@ class Settings(Strict):
     @abstractmethod
     def summarise(self, done: Mapping[str, Done], job: Job) -> Iterator[Row]:
         """The rows of the table; draws the pictures that show several parts."""
+
+
+def among(given: Iterable[Any], known: Collection[Any]) -> None:
+    """Raise ValueError with the known names if one given is none of them."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"{name!r} is unknown; choose among {', '.join(map(str, known))}")
 
 
 def plain(options: Mapping[str, Any]) -> dict[str, Any]:

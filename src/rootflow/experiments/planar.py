@@ -17,13 +17,10 @@ from ..inference.diagnostics import grid_kl
 from ..plots import lengths as plots_lengths
 from ..plots.zoo import Extent
 from ..zoo import ZOO
-from .parts import Done, Job, Part, Row, Settings, plain
-from .zoo import cells
+from .fits import cells
+from .parts import Count, Done, Job, Part, Positive, Row, Settings, among, plain
 
 __all__ = ["PlanarInference"]
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
 
 # Seconds for measuring one fit and drawing, by points of the grid, to announce the time.
 OVERHEAD, OF_GRID = 0.5, 5.0 / 256**2
@@ -51,14 +48,10 @@ class PlanarInference(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> PlanarInference:
-        fields = inference.VIConfig.model_fields
-        sets: tuple[tuple[Any, Any], ...] = (
-            (self.targets, inference.TARGETS), (self.flows, ZOO), (self.fit, fields),
-            (self.shown, self.lengths),
-        )  # fmt: skip
-        for given, known in sets:
-            for name in set(given) - set(known):
-                raise ValueError(f"{name!r} is unknown; choose among {', '.join(map(str, known))}")
+        among(self.targets, inference.TARGETS)
+        among(self.flows, ZOO)
+        among(self.fit, inference.VIConfig.model_fields)
+        among(self.shown, self.lengths)
         return self
 
     def _combinations(self) -> Iterator[tuple[str, str, int]]:

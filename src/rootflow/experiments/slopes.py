@@ -18,13 +18,10 @@ from torch import Tensor, nn
 
 from ..plots import slopes as plots_slopes
 from ..solvers import Problem, find_root
-from .parts import Done, Job, Part, Row, Settings
-from .zoo import build
+from .fits import build
+from .parts import Count, Done, Job, Part, Positive, Row, Settings
 
 __all__ = ["Slopes", "ThreeParameters", "lower_bound", "steep"]
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
 
 HAND = "3 parameters, by hand"
 TRAINED = "3 parameters, trained"

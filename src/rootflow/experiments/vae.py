@@ -18,12 +18,10 @@ from ..inference.amortised import importance_bound
 from ..plots import bounds as plots_bounds
 from ..zoo import ZOO
 from .autoencoder import Activation, Autoencoder, autoencoder
-from .parts import Done, Job, Part, Row, Settings, Strict, plain
+from .parts import Count, Done, Job, Part, Positive, Row, Settings, Strict, among, plain
 
 __all__ = ["Family", "Vae", "evaluate", "images"]
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
 Shares = NDArray[np.float64]
 
 SHOWN = 14  # images in a row of the picture
@@ -76,8 +74,7 @@ class Vae(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Vae:
-        for name in set(self.flows) - set(ZOO):
-            raise ValueError(f"{name!r} is unknown; choose among {', '.join(ZOO)}")
+        among(self.flows, ZOO)
         return self
 
     def _kinds(self) -> list[tuple[str, int]]:

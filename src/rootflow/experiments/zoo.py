@@ -12,24 +12,18 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-import rootflow
-
 from ..data.toys import TOYS
-from ..errors import RootflowError
 from ..flow import Flow
 from ..plots import zoo as plots_zoo
 from ..plots.style import span
 from ..training import FitConfig
 from ..zoo import ZOO
 from .densities import Density, Mixture, toy
+from .fits import build, cells, learn, log_density, window
 from .layers import curves, warps
-from .parts import Done, Job, Part, Row, Settings, plain
+from .parts import Count, Done, Job, Part, Positive, Row, Settings, among
 
-__all__ = ["Zoo", "build", "cells"]
-
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(gt=0)]
-Cells = NDArray[np.float64]
+__all__ = ["Zoo"]
 
 SHOWN = 2000  # rows in the pictures
 OVERHEAD = 2.0  # seconds for measuring and drawing one flow, to announce the time
@@ -55,13 +49,9 @@ class Zoo(Settings):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Zoo:
-        fields = FitConfig.model_fields
-        sets: tuple[tuple[Any, Any], ...] = (
-            (self.toys, TOYS), (self.flows, ZOO), (self.options, ZOO), (self.fit, fields)
-        )  # fmt: skip
-        for given, known in sets:
-            for name in set(given) - set(known):
-                raise ValueError(f"{name!r} is unknown; choose among {', '.join(known)}")
+        among(self.toys, TOYS)
+        among([*self.flows, *self.options], ZOO)
+        among(self.fit, FitConfig.model_fields)
         if not self.mixtures and not self.toys:
             raise ValueError("there is no density; give mixtures or toys")
         return self
@@ -97,21 +87,9 @@ class Zoo(Settings):
         sizes = (self.rows, max(self.rows // 10, 100), self.test_rows)
         train, validation, test = (density.sample(n, generator) for n in sizes)
         flow = build(name, density.features, self.options.get(name, {}), job.seed)
-        config = FitConfig(
-            steps=self.steps, minutes=self.seconds / 60, seed=job.seed,
-            **{"validate_seconds": max(self.seconds / 10, 0.2), **self.fit},
-        )  # fmt: skip
-        history = job.watch(
-            rootflow.fit(
-                flow, train, validation, config=config,
-                checkpoint=job.folder / "resume", should_stop=job.should_stop,
-            )
-        )  # fmt: skip
-        flow.save(job.folder)
-        log_q = log_density(flow, test)
-        if not bool(log_q.isfinite().all()):
-            lost = int((~log_q.isfinite()).sum())
-            raise RootflowError(f"{lost} of {len(test):,} held-out rows have no finite density")
+        budget = {"seconds": self.seconds, "steps": self.steps, **self.fit}
+        _, facts = learn(flow, train, validation, budget, job.seed, job)
+        log_q = log_density(flow, test, finite=True)
         gap = density.log_prob(test) - log_q
         self._draw(density, name, flow, test[:SHOWN], generator, job)
         return {
@@ -120,9 +98,7 @@ class Zoo(Settings):
             "kl": float(gap.mean()),
             "kl_se": float(gap.std() / len(test) ** 0.5),
             "entropy": density.entropy,
-            "parameters": sum(p.numel() for p in flow.parameters() if p.requires_grad),
-            "steps": history.steps,
-            "fit_seconds": round(history.seconds, 3),
+            **facts,
         }
 
     def _draw(
@@ -134,15 +110,15 @@ class Zoo(Settings):
             latent = flow(rows)[0]
         title = f"{name} on {density.name}"
         if density.features == 1:
-            window = span(density.sample(100_000, generator).double().numpy(), 1e-4, 1 - 1e-4, 0.08)
-            grid = torch.linspace(*window, 600).unsqueeze(-1)
+            ends = span(density.sample(100_000, generator).double().numpy(), 1e-4, 1 - 1e-4, 0.08)
+            grid = torch.linspace(*ends, 600).unsqueeze(-1)
             true, learned = density.log_prob(grid).exp(), log_density(flow, grid).exp()
             figure = plots_zoo.flow_1d(
                 rows, latent, samples, grid[:, 0], true, learned, curves(flow, rows), title
             )
             job.keep(grid=grid[:, 0], true=true, learned=learned)
         else:
-            extent = _extent(density, generator)
+            extent = window(density.sample(20_000, generator))
             nodes = cells(extent, self.cells)
             true = density.log_prob(nodes).exp().reshape(self.cells, -1)
             learned = log_density(flow, nodes).exp().reshape(self.cells, -1)
@@ -191,32 +167,3 @@ class Zoo(Settings):
             extent = left, right, bottom, top
             figure = plots_zoo.overview_2d(extent, shown["true"], panels, title)
         job.draw(f"overview-{density.name}", figure)
-
-
-def build(name: str, features: int, options: Mapping[str, Any], seed: int) -> Flow:
-    """An untrained flow of the registry, its weights drawn from ``seed`` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return rootflow.flow(name, features, **plain(options))
-
-
-@torch.no_grad()
-def log_density(flow: Flow, x: Tensor) -> Tensor:
-    """Log-density (n,) in nats at x (n, features), in float64."""
-    return torch.cat([flow.log_prob(rows) for rows in torch.split(x, 4096)]).double()
-
-
-def _extent(density: Density, generator: torch.Generator) -> plots_zoo.Extent:
-    """A square window that holds nearly all of a plane density."""
-    rows = density.sample(20_000, generator).double().numpy()
-    (left, right), (bottom, top) = (span(rows[:, k], 0.001, 0.999, 0.1) for k in (0, 1))
-    half, x, y = max(right - left, top - bottom) / 2, (left + right) / 2, (bottom + top) / 2
-    return x - half, x + half, y - half, y + half
-
-
-def cells(extent: plots_zoo.Extent, count: int) -> Tensor:
-    """Centres (count^2, 2) of the cells of a grid over the window, first axis to the right."""
-    left, right, bottom, top = extent
-    middle = (torch.arange(count) + 0.5) / count
-    x, y = left + (right - left) * middle, bottom + (top - bottom) * middle
-    return torch.cartesian_prod(x, y)

@@ -1,0 +1,86 @@
+"""What experiments with fitted flows share: building, fitting within a budget, held-out scores."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rootflow
+
+from ..errors import RootflowError
+from ..flow import Flow
+from ..plots.style import span
+from ..plots.zoo import Extent
+from ..training import FitConfig, History
+from .parts import Job, plain
+
+__all__ = ["build", "cells", "learn", "log_density", "window"]
+
+
+def build(name: str, features: int, options: Mapping[str, Any], seed: int) -> Flow:
+    """An untrained flow of the registry, its weights drawn from ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return rootflow.flow(name, features, **plain(options))
+
+
+def learn(
+    flow: Flow, train: Tensor, validation: Tensor, budget: Mapping[str, Any], seed: int, job: Job
+) -> tuple[History, dict[str, Any]]:
+    """Fit and save in the part's folder, going on where a stopped fit was; what it took.
+
+    ``budget``: ``seconds`` (wall time) and fields of ``FitConfig``. "cpu_seconds", the processor
+    time, is less than "fit_seconds" on a busy machine, and None for a fit that was resumed.
+    """
+    settings = dict(budget)
+    seconds = settings.pop("seconds")
+    settings.setdefault("validate_seconds", max(seconds / 10, 0.2))
+    resume = job.folder / "resume"
+    fresh, begin = not resume.exists(), time.process_time()
+    history = job.watch(
+        rootflow.fit(
+            flow, train, validation,
+            config=FitConfig(minutes=seconds / 60, seed=seed, **settings),
+            checkpoint=resume, should_stop=job.should_stop,
+        )
+    )  # fmt: skip
+    flow.save(job.folder)
+    return history, {
+        "parameters": sum(p.numel() for p in flow.parameters() if p.requires_grad),
+        "steps": history.steps,
+        "fit_seconds": round(history.seconds, 3),
+        "cpu_seconds": round(time.process_time() - begin, 3) if fresh else None,
+    }
+
+
+@torch.no_grad()
+def log_density(flow: Flow, x: Tensor, finite: bool = False) -> Tensor:
+    """Log-density (n,) in nats at x (n, features), in float64.
+
+    Raises RootflowError if ``finite`` is asked for and a row has none.
+    """
+    found = torch.cat([flow.log_prob(rows) for rows in torch.split(x, 4096)]).double()
+    lost = int((~found.isfinite()).sum())
+    if finite and lost:
+        raise RootflowError(f"{lost} of {len(x):,} held-out rows have no finite density")
+    return found
+
+
+def window(rows: Tensor) -> Extent:
+    """A square window that holds nearly all rows (n, 2)."""
+    points = rows.double().numpy()
+    (left, right), (bottom, top) = (span(points[:, k], 0.001, 0.999, 0.1) for k in (0, 1))
+    half, x, y = max(right - left, top - bottom) / 2, (left + right) / 2, (bottom + top) / 2
+    return x - half, x + half, y - half, y + half
+
+
+def cells(extent: Extent, count: int) -> Tensor:
+    """Centres (count^2, 2) of the cells of a grid over the window, first axis to the right."""
+    left, right, bottom, top = extent
+    middle = (torch.arange(count) + 0.5) / count
+    x, y = left + (right - left) * middle, bottom + (top - bottom) * middle
+    return torch.cartesian_prod(x, y)
