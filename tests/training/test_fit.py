@@ -1,6 +1,7 @@
 """The training loop: resuming to the bit, skipped steps, early stopping, weights, noise."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -228,3 +229,14 @@ def test_settings_are_validated(field):
         FitConfig(**{field: -1})
     with pytest.raises(ValueError, match="Extra inputs"):
         FitConfig(epochs=3)
+
+
+@pytest.mark.parametrize("clock", ["wall", "processor"])
+def test_the_budget_and_the_seconds_are_those_of_the_clock(clock, monkeypatch):
+    ticking, still = iter(range(10**6)), {"wall": "process_time", "processor": "monotonic"}[clock]
+    moving = "monotonic" if still == "process_time" else "process_time"
+    monkeypatch.setattr(time, still, lambda: 0.0)
+    monkeypatch.setattr(time, moving, lambda: float(next(ticking)))
+    history = fit(build(), data(), config=config(steps=10**6, minutes=1.0, clock=clock))
+    assert 10 < history.steps < 60
+    assert 60 <= history.seconds < 70

@@ -13,12 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ..errors import DataError
-from .parts import Settings, Strict
+from .parts import Settings, Strict, among
 from .planar import PlanarInference
 from .slopes import Slopes
+from .tables import Tables
+from .theory import Theory
+from .toys import Toys
 from .vae import Vae
 from .zoo import Zoo
 
@@ -26,8 +29,9 @@ __all__ = ["KINDS", "SCALES", "Recipe", "Scale", "folder", "names", "recipe", "r
 
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
-KINDS: dict[str, type[Zoo | Slopes | PlanarInference | Vae]] = {
-    "zoo": Zoo, "slopes": Slopes, "inference": PlanarInference, "vae": Vae,
+KINDS: dict[str, type[Settings]] = {
+    "zoo": Zoo, "toys": Toys, "tables": Tables, "slopes": Slopes, "inference": PlanarInference,
+    "vae": Vae, "theory": Theory,
 }  # fmt: skip
 
 
@@ -35,7 +39,7 @@ class Recipe(Strict):
     """One experiment. ``published`` maps a row, its labels joined by a slash, to a number."""
 
     name: str
-    kind: Literal["zoo", "slopes", "inference", "vae"]
+    kind: str
     summary: str
     source: str
     published: dict[str, float] = Field(default_factory=dict)
@@ -43,6 +47,12 @@ class Recipe(Strict):
     smoke: dict[str, Any]
     small: dict[str, Any]
     paper: dict[str, Any]
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_exists(cls, kind: str) -> str:
+        among([kind], KINDS)
+        return kind
 
     @cached_property
     def settings(self) -> dict[Scale, Settings]:

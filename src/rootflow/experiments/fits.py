@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,19 +32,16 @@ def learn(
 ) -> tuple[History, dict[str, Any]]:
     """Fit and save in the part's folder, going on where a stopped fit was; what it took.
 
-    ``budget``: ``seconds`` (wall time) and fields of ``FitConfig``. "cpu_seconds", the processor
-    time, is less than "fit_seconds" on a busy machine, and None for a fit that was resumed.
+    ``budget``: ``seconds`` and fields of ``FitConfig``.
     """
     settings = dict(budget)
     seconds = settings.pop("seconds")
     settings.setdefault("validate_seconds", max(seconds / 10, 0.2))
-    resume = job.folder / "resume"
-    fresh, begin = not resume.exists(), time.process_time()
     history = job.watch(
         rootflow.fit(
             flow, train, validation,
             config=FitConfig(minutes=seconds / 60, seed=seed, **settings),
-            checkpoint=resume, should_stop=job.should_stop,
+            checkpoint=job.folder / "resume", should_stop=job.should_stop,
         )
     )  # fmt: skip
     flow.save(job.folder)
@@ -53,7 +49,6 @@ def learn(
         "parameters": sum(p.numel() for p in flow.parameters() if p.requires_grad),
         "steps": history.steps,
         "fit_seconds": round(history.seconds, 3),
-        "cpu_seconds": round(time.process_time() - begin, 3) if fresh else None,
     }
 
 

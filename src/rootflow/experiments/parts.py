@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -41,9 +41,9 @@ class Stopped(Exception):
 class Row(Strict):
     """One line of a results table.
 
-    ``labels`` name it; ``measure`` says what ``ours`` is, in which unit; ``exact`` is what a
-    perfect answer would give, ``published`` what a paper reports. ``more`` holds further numbers of
-    the same line. A row that failed has an ``error`` and no number.
+    ``labels`` name it; ``measure`` says what ``ours`` is, in which unit, and ``better`` which way;
+    ``exact`` is what a perfect answer would give, ``published`` what a paper reports. ``more``
+    holds further numbers of the same line. A row that failed has an ``error`` and no number.
     """
 
     labels: dict[str, str]
@@ -52,6 +52,7 @@ class Row(Strict):
     se: FiniteFloat | None = None
     exact: FiniteFloat | None = None
     published: FiniteFloat | None = None
+    better: Literal["higher", "lower"] | None = None
     more: dict[str, FiniteFloat | None] = Field(default_factory=dict)
     error: str | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,9 +15,11 @@ class FitConfig(BaseModel):
     """How to train; every field can be given as ``--set name=value`` on the command line.
 
     The fit ends at the first of ``minutes`` and ``steps``. The learning rate warms up over the
-    first ``warmup`` of the budget and falls to zero along a cosine. ``compile`` runs the training
-    steps through torch.compile: for flows of closed formulas, and where a C++ compiler is at hand.
-    ``flip`` mirrors each image of a batch with probability 1/2, left to right.
+    first ``warmup`` of the budget and falls to zero along a cosine. ``clock``: what the minutes and
+    all reported seconds are, "wall" or "processor" time of this process, with which several fits
+    compare fairly on a busy machine (for one thread and no accelerator). ``compile`` runs the
+    training steps through torch.compile: for flows of closed formulas, and where a C++ compiler is
+    at hand. ``flip`` mirrors each image of a batch with probability 1/2, left to right.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +36,7 @@ class FitConfig(BaseModel):
     validate_seconds: Positive = 10.0
     validation_rows: Annotated[int, Field(gt=0)] = 10_000
     whiten: bool = True
+    clock: Literal["wall", "processor"] = "wall"
     compile: bool = False
     flip: bool = False
     seed: int = 0

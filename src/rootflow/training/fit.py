@@ -317,12 +317,13 @@ def fit(
         noise = torch.rand(validation.shape, generator=generator, dtype=validation.dtype)
         validation = validation + gaps * noise.to(validation.device)
 
-    begin = time.monotonic() - spent
+    clock = time.monotonic if config.clock == "wall" else time.process_time
+    begin = clock() - spent
     losses: list[float] = []
     flow.train()
 
     def progress() -> float:
-        seconds = time.monotonic() - begin
+        seconds = clock() - begin
         by_time = 0.0 if config.minutes is None else seconds / (60 * config.minutes)
         by_step = 0.0 if config.steps is None else trainer.step / config.steps
         return max(by_time, by_step)
@@ -338,14 +339,14 @@ def fit(
         best = history.best_log_prob if math.isfinite(history.best_log_prob) else None
         facts = {
             "step": trainer.step, "skipped": trainer.skipped, "in_a_row": trainer.in_a_row,
-            "lr_factor": trainer.lr_factor, "seconds": time.monotonic() - begin, "waited": waited,
+            "lr_factor": trainer.lr_factor, "seconds": clock() - begin, "waited": waited,
             "best_step": history.best_step, "best": best, "records": history.records,
         }  # fmt: skip
         write_state(checkpoint, trainer.tensors(), facts)
 
     def validate() -> None:
         nonlocal waited
-        seconds = time.monotonic() - begin
+        seconds = clock() - begin
         last = history.records[-1] if history.records else {}
         if last.get("kind") == "validation" and last["step"] == trainer.step:
             return
@@ -391,7 +392,7 @@ def fit(
             flow.eval()
             raise
         losses.append(loss)
-        seconds = time.monotonic() - begin
+        seconds = clock() - begin
         if every is None:
             due = seconds - since > config.validate_seconds
         else:
@@ -419,5 +420,5 @@ def fit(
     trainer.put(trainer.best if history.best_step else trainer.average)
     flow.eval()
     history.steps, history.skipped = trainer.step, trainer.skipped
-    history.seconds = time.monotonic() - begin
+    history.seconds = clock() - begin
     return history
