@@ -29,6 +29,9 @@ FORBIDDEN_CALLS = {
     "numpy.random.seed", "np.random.seed", "random.seed",
 }  # fmt: skip
 FORBIDDEN_ENDINGS = ("set_default_validate_args",)
+# The gas table exists only as a pickle; its reader lets array constructors through, nothing else,
+# and runs only where the user asked for it with --unpickle.
+PICKLE_READER = SRC / "data" / "gas_frame.py"
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -94,7 +97,8 @@ def test_the_search_lets_harmless_calls_through():
 def test_source_file(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
-    assert not findings(tree)
+    allowed = [what for _, what in findings(tree)] == ["pickle"] and path == PICKLE_READER
+    assert allowed or not findings(tree)
     assert len(text.splitlines()) <= 500
     assert f'"{VERSION}"' not in text, "the version is written in pyproject.toml only"
     if tree.body:

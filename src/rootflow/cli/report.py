@@ -9,7 +9,7 @@ import typer
 from rootflow.cli import run as runs
 from rootflow.cli.common import Debug, Json, Threads, print_json, say, set_threads
 from rootflow.cli.measure import measure
-from rootflow.data import read_table, split
+from rootflow.data import read_table
 from rootflow.errors import DataError
 from rootflow.report import write_report
 
@@ -38,7 +38,7 @@ def report(
     except DataError as error:
         say(f"warning: no figures of held-out rows: {error}")
     else:
-        test = split(len(table.values), data["seed"], tuple(data["fractions"]))[2]
+        test = table.split(data["seed"], tuple(data["fractions"]))[2]
         measured = measure(flow, table.values[test], data, data["seed"])
         evidence, log_prob = measured.evidence, measured.log_prob
     page = write_report(run, evidence, log_prob_fn=log_prob)

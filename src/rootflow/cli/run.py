@@ -36,7 +36,7 @@ def describe(
     """The entry ``data`` of config.json; ``dequantised`` maps columns to the gap of their grid."""
     lowest = dict(zip(table.columns, map(float, table.values.min(0)), strict=True))
     return {
-        "source": str(Path(source).resolve()) if Path(source).is_file() else source,
+        "source": str(Path(source).resolve()) if Path(source).exists() else source,
         "name": Path(table.name).name,
         "columns": list(table.columns),
         "dtypes": list(table.dtypes),

@@ -15,7 +15,7 @@ from rootflow.cli.common import say
 from rootflow.cli.measure import measure
 from rootflow.cli.progress import Progress, Signals
 from rootflow.cli.settings import build_flow
-from rootflow.data import Table, describe_columns, require_rows, split
+from rootflow.data import Table, describe_columns, require_rows
 from rootflow.errors import DataError, RootflowError
 from rootflow.report import write_report
 from rootflow.store import write_atomically, write_json
@@ -90,7 +90,7 @@ def train(
     fit or a file fails; the last saved state stays valid then.
     """
     data, config = plan["data"], FitConfig.model_validate(plan["fit"])
-    parts = split(len(table.values), data["seed"], tuple(data["fractions"]))
+    parts = table.split(data["seed"], tuple(data["fractions"]))
     try:
         flow, history = _fit(run, plan, table, parts, device, quiet)
         if not quiet:

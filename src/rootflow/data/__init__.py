@@ -2,18 +2,24 @@
 
 from rootflow.data.columns import ColumnReport, describe_columns
 from rootflow.data.images import IMAGES, Images, read_images
+from rootflow.data.packaged import PACKAGED
+from rootflow.data.prepared import PREPARED
+from rootflow.data.published import prepare
 from rootflow.data.tables import BUILTIN, Table, read_table, require_rows, split, write_table
 from rootflow.data.toys import TOYS, Toy
 
 __all__ = [
     "BUILTIN",
     "IMAGES",
+    "PACKAGED",
+    "PREPARED",
     "TOYS",
     "ColumnReport",
     "Images",
     "Table",
     "Toy",
     "describe_columns",
+    "prepare",
     "read_images",
     "read_table",
     "require_rows",

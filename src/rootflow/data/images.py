@@ -5,29 +5,30 @@ names its file.
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rootflow.data.idx import IDX_FILES, read_idx
+from rootflow.data.pictures import Bytes, Classes, read_folder
+from rootflow.data.prepared import (
+    NOTE,
+    PREPARED,
+    Prepared,
+    find_prepared,
+    open_prepared,
+    unknown,
+)
 from rootflow.data.sources import UNREADABLE
-from rootflow.data.tables import read_table, require_memory, split
+from rootflow.data.tables import read_table, split
 from rootflow.errors import DataError
 
 __all__ = ["IMAGES", "Images", "read_images"]
 
-Bytes = NDArray[np.uint8]
-Index = NDArray[np.int64]
-
 IMAGES: dict[str, str] = {
     "digits": "1,797 x 1 x 8 x 8: the table of that name as images with levels 0 to 16",
-    "fashion-mnist": "70,000 x 1 x 28 x 28: clothes in 10 classes (Zalando, MIT)",
 }
-PICTURES = ".png .jpg .jpeg .bmp .webp .tif .tiff .gif .pgm .ppm"
 VALIDATION = 10_000  # rows at most, of a training set whose test set is fixed
 
 # Debian packs the files anew, so that only what they hold can be compared: MD5 in their order.
@@ -49,11 +50,11 @@ class Images:
 
     name: str
     pixels: Bytes
-    labels: Index | None
+    labels: Classes | None
     levels: int
-    train: Index
-    validation: Index
-    test: Index
+    train: Classes
+    validation: Classes
+    test: Classes
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -63,7 +64,7 @@ class Images:
 
 
 def read_images(source: str | os.PathLike[str], *, seed: int = 0) -> Images:
-    """Read images from a built-in name, a folder of pictures, or a .npz or .npy file.
+    """Read images from a built-in or prepared name, a folder of pictures, a .npz or .npy file.
 
     A folder holds 8-bit grey or RGB pictures of one size; if all of them lie in subfolders, each
     subfolder is a class. A .npz holds one uint8 array ``(n, h, w)``, ``(n, c, h, w)`` or
@@ -77,21 +78,31 @@ def read_images(source: str | os.PathLike[str], *, seed: int = 0) -> Images:
     if name == "digits":
         table = read_table("digits")
         return _split(name, table.values.astype(np.uint8).reshape(-1, 1, 8, 8), None, 17, seed)
-    if name == "fashion-mnist":
+    if (prepared := find_prepared(name, "images")) is not None:
+        return _prepared(prepared, seed)
+    if name == "fashion-mnist" and DEBIAN.is_dir():
         return _debian(name, seed)
-    path = Path(name)
+    path, known = Path(name), [*IMAGES, *PREPARED["images"]]
+    if (path / NOTE).exists():
+        return _prepared(open_prepared(path, "images"), seed)
     if path.is_dir():
-        return _split(name, *_read_folder(path), 256, seed)
+        return _split(name, *read_folder(path), 256, seed)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder, nor a built-in set ({', '.join(IMAGES)})")
+        if name in PREPARED["images"]:
+            hint = ", or install Debian's dataset-fashion-mnist" if name == "fashion-mnist" else ""
+            raise DataError(f"{name}: is not prepared yet; run: rootflow data prepare {name}{hint}")
+        if name in ("imagenet32", "imagenet64"):
+            raise DataError(f"{name}: {unknown(name)}")
+        raise DataError(f"{path}: no such file or folder, nor a built-in set ({', '.join(known)})")
     if path.suffix.lower() not in (".npz", ".npy"):
         raise DataError(f"{path}: is no set of images; give a folder of pictures, a .npz or .npy "
-                        f"file, or a built-in name ({', '.join(IMAGES)})")
+                        f"file, or a built-in name ({', '.join(known)})")
     return _split(name, *_read_numpy(path), 256, seed)
 
 
 def _split(
-    name: str, pixels: Bytes, labels: Index | None, levels: int, seed: int, tests: int | None = None
+    name: str, pixels: Bytes, labels: Classes | None, levels: int, seed: int,
+    tests: int | None = None,
 ) -> Images:
     """Images with their split; ``tests``: how many at the end are the test set, if it is given."""
     n = len(pixels)
@@ -102,10 +113,11 @@ def _split(
     return Images(name, pixels, labels, levels, order[:cut], order[cut:], np.arange(n - tests, n))
 
 
+def _prepared(found: Prepared, seed: int) -> Images:
+    return _split(found.name, found.values, found.labels, 256, seed, found.parts[1])
+
+
 def _debian(name: str, seed: int) -> Images:
-    if not DEBIAN.is_dir():
-        raise DataError(f"{name}: install Debian's package dataset-fashion-mnist, which puts it "
-                        f"into {DEBIAN}")
     images, labels, test_images, test_labels = (
         read_idx(DEBIAN / file, dimensions, md5)
         for file, dimensions, md5 in zip(IDX_FILES, (3, 1, 3, 1), DEBIAN_MD5, strict=True)
@@ -115,55 +127,7 @@ def _debian(name: str, seed: int) -> Images:
     return _split(name, pixels, classes, 256, seed, len(test_images))
 
 
-def _read_folder(folder: Path) -> tuple[Bytes, Index | None]:
-    """Pixels of all pictures in the order of their names; classes if they lie in subfolders."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES.split())
-    if not files:
-        raise DataError(f"{folder}: holds no pictures ({PICTURES})")
-    pixels: Any = None
-    for k, path in enumerate(files):
-        picture = _read_picture(path)
-        if pixels is None:
-            what = f"{folder}: its {len(files)} pictures"
-            require_memory(what, len(files) * picture.size, None, "take fewer or smaller ones")
-            pixels = np.empty((len(files), *picture.shape), np.uint8)
-        if picture.shape != pixels.shape[1:]:
-            raise DataError(f"{path}: is {_size(picture.shape)}, but {files[0].name} is "
-                            f"{_size(pixels.shape[1:])}; all pictures must have one size and "
-                            f"the same channels")
-        pixels[k] = picture
-    homes = [path.relative_to(folder).parts[:-1] for path in files]
-    if not all(homes):
-        return pixels, None
-    names = sorted({home[0] for home in homes})
-    return pixels, np.array([names.index(home[0]) for home in homes])
-
-
-def _read_picture(path: Path) -> Bytes:
-    """One 8-bit grey or RGB picture, ``(c, h, w)``."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            if mode in ("L", "RGB"):
-                values = np.asarray(picture)
-                return values[None] if mode == "L" else values.transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).replace(f"{path}", "it").split())
-        raise DataError(f"{path}: cannot be read as a picture: {reason}") from None
-    kinds = {"P": "has a palette", "PA": "has a palette", "1": "has 1 bit per pixel",
-             "LA": "has transparency", "RGBA": "has transparency", "F": "holds fractions"}
-    kind = kinds.get(mode, "has 16 or more bits per pixel" if mode[0] == "I" else f"is {mode}")
-    raise DataError(f"{path}: {kind}; only 8-bit grey or RGB pictures can be used, convert it")
-
-
-def _size(shape: Sequence[int]) -> str:
-    channels = {1: "grey", 3: "RGB"}[shape[0]]
-    return f"{shape[2]} x {shape[1]} {channels}"
-
-
-def _read_numpy(path: Path) -> tuple[Bytes, Index | None]:
+def _read_numpy(path: Path) -> tuple[Bytes, Classes | None]:
     try:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)

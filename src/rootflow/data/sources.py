@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rootflow.data.packaged import PACKAGED, read_packaged
+from rootflow.data.prepared import NOTE, PREPARED, Prepared, find_prepared, open_prepared
 from rootflow.data.toys import TOYS
 from rootflow.errors import DataError
 
@@ -26,6 +28,7 @@ __all__ = ["BUILTIN", "READABLE", "UNREADABLE", "Source", "open_source"]
 Batch = Sequence[Any]  # Arrow arrays, one per column
 BATCH = 65536  # rows
 TOY_ROWS = 100_000
+PARTS = ("train", "validation", "test")
 READABLE = ".csv .tsv .txt .parquet .feather .arrow .npy .npz"
 # What readers raise for damaged files; Arrow's errors are ValueError or NotImplementedError.
 UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
@@ -48,6 +51,7 @@ class Source:
     named: bool = True
     row_name: Callable[[int], str] = lambda row: f"row {row + 1}"
     text: bool = False  # cells are strings to be parsed
+    parts: tuple[int, ...] | None = None  # rows of training, validation and test, if given
 
 
 def open_source(source: Any, seed: int) -> Source:
@@ -56,8 +60,18 @@ def open_source(source: Any, seed: int) -> Source:
         return _open_array("array", source)
     if not isinstance(source, (str, Path)):
         return _open_frame(source)
-    if isinstance(source, str) and source.partition(":")[0] in BUILTIN:
+    name, _, part = str(source).rpartition(":")
+    if part in PARTS and name:
+        return _one_part(open_source(name, seed), part)
+    if isinstance(source, Path):
+        return _open_path(source)
+    if source.partition(":")[0] in BUILTIN:
         return _open_builtin(source, seed)
+    if source in PACKAGED:
+        columns, rows, parts = read_packaged(source)
+        return replace(_open_array(source, rows, columns), parts=parts)
+    if (prepared := find_prepared(source, "table")) is not None:
+        return _open_prepared(prepared)
     return _open_path(Path(source))
 
 
@@ -78,12 +92,43 @@ def _open_builtin(source: str, seed: int) -> Source:
     return Source(name, ["x1", "x2"], rows, batches)
 
 
+def _open_prepared(prepared: Prepared) -> Source:
+    return replace(
+        _open_array(prepared.name, prepared.values, prepared.columns), parts=prepared.parts
+    )
+
+
+def _one_part(source: Source, part: str) -> Source:
+    """The rows of one part of a table that comes with its split."""
+    if source.parts is None:
+        raise DataError(f"{source.name}: comes without a split, so that there is no :{part}")
+    k = PARTS.index(part)
+    start, stop = sum(source.parts[:k]), sum(source.parts[: k + 1])
+
+    def batches(wanted: list[int]) -> Iterator[Batch]:
+        row = 0
+        for arrays in source.batches(wanted):
+            low, high = (min(max(end - row, 0), len(arrays[0])) for end in (start, stop))
+            row += len(arrays[0])
+            if high > low:
+                yield [cells.slice(low, high - low) for cells in arrays]
+
+    return replace(
+        source, name=f"{source.name}:{part}", rows=stop - start, batches=batches, parts=None
+    )
+
+
 def _open_path(path: Path) -> Source:
     suffix = path.suffix.lower()
+    if (path / NOTE).exists():
+        return _open_prepared(open_prepared(path, "table"))
     if path.is_dir():
         raise DataError(f"{path}: is a directory, not a table")
     if not path.exists():
-        raise DataError(f"{path}: no such file, nor a built-in table ({', '.join(BUILTIN)})")
+        if str(path) in PREPARED["table"]:
+            raise DataError(f"{path}: is not prepared yet; run: rootflow data prepare {path}")
+        known = [*BUILTIN, *PACKAGED, *PREPARED["table"]]
+        raise DataError(f"{path}: no such file, nor a built-in table ({', '.join(known)})")
     if suffix not in READABLE.split():
         raise DataError(f"{path}: unknown kind of file {suffix!r}; known are {READABLE}")
     if path.stat().st_size == 0:

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rootflow.data.memory import require_memory
 from rootflow.data.sources import BUILTIN, UNREADABLE, Source, open_source
 from rootflow.errors import DataError
 
-__all__ = [
-    "BUILTIN", "Table", "read_table", "require_memory", "require_rows", "split", "write_table",
-]  # fmt: skip
+__all__ = ["BUILTIN", "Table", "read_table", "require_rows", "split", "write_table"]
 
 Floats = NDArray[np.float64]
+Positions = NDArray[np.int64]
 EXACT = 2**53  # up to here float64 holds every integer
 WRITABLE = ".csv .parquet .npy .npz"
 
@@ -37,13 +37,25 @@ class Table:
     """Finite numbers in named columns.
 
     ``values`` is (n, d) float64, C-contiguous; ``dtypes`` are the NumPy dtype names the columns had
-    before, with which ``write_table`` writes samples back.
+    before, with which ``write_table`` writes samples back. ``parts``: how many rows, in this order,
+    are for training, validation and test, of a data set that comes with its split.
     """
 
     name: str
     columns: tuple[str, ...]
     values: Floats
     dtypes: tuple[str, ...]
+    parts: tuple[int, ...] | None = None
+
+    def split(
+        self, seed: int = 0, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    ) -> tuple[Positions, Positions, Positions]:
+        """Rows of training, validation and test: as ``parts`` says, else drawn by ``split``."""
+        if self.parts is None:
+            return split(len(self.values), seed, fractions)
+        rows = np.arange(len(self.values))
+        train, validation, _ = self.parts
+        return rows[:train], rows[train : train + validation], rows[train + validation :]
 
 
 def read_table(
@@ -57,7 +69,9 @@ def read_table(
     """Read a table from a path, a data frame, a 2-d array or tensor, or a built-in name.
 
     Paths end in one of .csv .tsv .txt .parquet .feather .arrow .npy .npz. Built-in names are the
-    keys of ``BUILTIN``; a toy may carry its number of rows ("rings:5000") and uses ``seed``.
+    keys of ``BUILTIN``, ``PACKAGED`` and ``PREPARED["table"]``; a toy may carry its number of rows
+    ("rings:5000") and uses ``seed``; a table that comes with its split may be narrowed to a part
+    ("power:test"). The folder of a prepared table is a path too.
     ``columns``: the columns wanted, in this order; others are ignored with a warning. An array
     without names gives x1..xd, or takes ``columns`` by position. ``max_rows``: only the first rows.
     ``max_bytes``: refuse to hold more than this (default: half of the machine's memory).
@@ -84,7 +98,7 @@ def require_rows(table: Table, at_least: int) -> None:
 
 def split(
     n: int, seed: int = 0, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Positions, Positions, Positions]:
     """Shuffle range(n) and cut it into the indices of train, validation and test.
 
     The order is ``numpy.random.RandomState(seed).permutation(n)``; validation and test get their
@@ -215,23 +229,12 @@ def _load(
         kind = "empty or NaN" if math.isnan(values[row, j]) else "infinite"
         raise DataError(f"{_where(opened, names[j], row, 0)}: {kind} (the first of {count} empty, "
                         f"NaN or infinite cells); remove these rows or fill them")
-    return Table(opened.name, tuple(names), values[:filled], tuple(dtypes))
+    parts = opened.parts if filled == opened.rows else None
+    return Table(opened.name, tuple(names), values[:filled], tuple(dtypes), parts)
 
 
 def _where(opened: Source, column: str, start: int, row: int) -> str:
     return f"{opened.name}, {opened.row_name(start + row)}, column {column}"
-
-
-def require_memory(what: str, size: int, limit: int | None, advice: str) -> None:
-    """Raise DataError if so many bytes exceed the limit (default: half of the machine's memory)."""
-    if limit is None:
-        try:
-            limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-        except (AttributeError, ValueError, OSError):  # not known on this system
-            return
-    if size > limit:
-        need, have = (f"{number / 2**30:.3g} GiB" for number in (size, limit))
-        raise DataError(f"{what} need {need} of memory, the limit is {have}; {advice}")
 
 
 def _numbers(
