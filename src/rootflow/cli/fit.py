@@ -25,6 +25,7 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )  # fmt: skip
+from rootflow.cli.processes import joined, wait
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.train import Interrupted, checked, make_plan, train
 from rootflow.data import read_table
@@ -60,7 +61,8 @@ def fit(
 ) -> None:
     """Learn the density of a table, score it on held-out rows, write a run directory.
 
-    Ctrl-C saves the state; `rootflow fit --resume --out RUN` goes on from there.
+    Ctrl-C saves the state; `rootflow fit --resume --out RUN` goes on from there. Under torchrun
+    several processes train one flow, each with its share of every batch.
     """
     where = usable_device(device)
     if resume:
@@ -86,14 +88,21 @@ def fit(
         table = read_table(data, columns=columns.split(",") if columns else None, seed=config.seed)
         gaps = checked(table, dequantise)
         plan = make_plan(table, data, flow, options, config, gaps, columns)
-        out = out or runs.default_path(data, flow)
-        runs.begin(out, plan)
-    try:
-        result = train(out, plan, table, where, quiet)
-    except Interrupted as stop:
-        say(f"interrupted after step {stop.step:,}; go on with: rootflow fit --resume --out {out}")
-        raise typer.Exit(128 + stop.signal) from None
-    _show(result, out, as_json)
+    with joined(where, out) as rank:
+        if not resume:
+            out = out or runs.default_path(data or "", flow)
+            if rank == 0:
+                runs.begin(out, plan)
+            wait()
+        assert out is not None
+        try:
+            result = train(out, plan, table, where, quiet)
+        except Interrupted as stop:
+            say(f"interrupted after step {stop.step:,}; go on with: "
+                f"rootflow fit --resume --out {out}")
+            raise typer.Exit(128 + stop.signal) from None
+        if result:
+            _show(result, out, as_json)
 
 
 def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:

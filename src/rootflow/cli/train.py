@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import rootflow
 from rootflow.cli import run as runs
 from rootflow.cli.common import say
 from rootflow.cli.measure import measure
+from rootflow.cli.processes import wait
 from rootflow.cli.progress import Progress, Signals
 from rootflow.cli.settings import build_flow
 from rootflow.data import Table, describe_columns, require_rows
@@ -21,6 +23,7 @@ from rootflow.report import write_report
 from rootflow.store import write_atomically, write_json
 from rootflow.training import FitConfig, History
 from rootflow.training.checkpoint import read_state
+from rootflow.training.parallel import World
 
 __all__ = ["Interrupted", "checked", "make_plan", "train"]
 
@@ -86,13 +89,16 @@ def train(
 ) -> dict[str, Any]:
     """Fit, or go on fitting, the run that ``plan`` describes; measure and report it.
 
-    Returns the content of result.json. Raises Interrupted after a signal, RootflowError if the
-    fit or a file fails; the last saved state stays valid then.
+    Returns the content of result.json; nothing in processes other than the first. Raises
+    Interrupted after a signal, RootflowError if the fit or a file fails; the last saved state
+    stays valid then.
     """
     data, config = plan["data"], FitConfig.model_validate(plan["fit"])
     parts = table.split(data["seed"], tuple(data["fractions"]))
     try:
         flow, history = _fit(run, plan, table, parts, device, quiet)
+        if World().rank:
+            return {}
         if not quiet:
             say(f"measuring on {len(parts[2]):,} held-out rows")
         measured = measure(flow, table.values[parts[2]], data, config.seed)
@@ -138,10 +144,13 @@ def _fit(
     facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "records": []}
     if saved is not None:
         facts = saved[1]
-    for leftover in [*run.glob(".*.tmp"), *run.glob("resume/.*.tmp")]:
-        leftover.unlink()  # of a fit that was killed while it wrote
-    lines = [json.dumps(record) + "\n" for record in facts["records"]]
-    write_atomically(run / "metrics.jsonl", "".join(lines).encode())
+    wait()  # the first process writes below, when all have read
+    if World().rank == 0:
+        for leftover in [*run.glob(".*.tmp"), *run.glob("resume/.*.tmp")]:
+            leftover.unlink()  # of a fit that was killed while it wrote
+        lines = [json.dumps(record) + "\n" for record in facts["records"]]
+        write_atomically(run / "metrics.jsonl", "".join(lines).encode())
+    wait()
     with (
         Signals() as signals,
         Progress(config, quiet, facts["step"], facts["seconds"]) as progress,
@@ -162,7 +171,8 @@ def _fit(
             gaps=None if widths is None else widths.to(rows),
             checkpoint=run / "resume", on_record=on_record, should_stop=should_stop,
         )  # fmt: skip
-    if signals.received is not None:
-        flow.save(run)
-        raise Interrupted(signals.received, history.steps)
+    if history.stopped == "interrupted":  # by a signal, perhaps to another process
+        if World().rank == 0:
+            flow.save(run)
+        raise Interrupted(signals.received or signal.SIGTERM, history.steps)
     return flow, history

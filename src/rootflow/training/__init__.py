@@ -2,5 +2,6 @@
 
 from .config import FitConfig
 from .fit import History, fit
+from .tracking import TRACKERS, Tracker
 
-__all__ = ["FitConfig", "History", "fit"]
+__all__ = ["TRACKERS", "FitConfig", "History", "Tracker", "fit"]

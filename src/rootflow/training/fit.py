@@ -18,6 +18,7 @@ from ..flow import Flow
 from ..transforms import Pixels, Standardise
 from .checkpoint import read_state, write_state
 from .config import FitConfig
+from .parallel import World
 
 __all__ = ["History", "evaluate", "fit", "rows_at_once"]
 
@@ -41,6 +42,16 @@ class History:
     stopped: str = "budget"
 
 
+@dataclass
+class _Batch:
+    """Rows of one step, and what their weights (or their number) add up to over all processes."""
+
+    x: Tensor
+    context: Tensor | None
+    weight: Tensor | None
+    total: Tensor | float
+
+
 class _Rows:
     """Shuffled minibatches; seed and epoch alone give the order, so a resumed fit sees the same."""
 
@@ -60,14 +71,15 @@ class _Rows:
         self.per_epoch = len(x) // self.size
         self.seed, self.epoch = config.seed, -1
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def batch(self, step: int, share: Callable[[Tensor], Tensor] = lambda rows: rows) -> _Batch:
+        """The rows of this step, of which ``share`` keeps those of this process."""
         epoch, at = divmod(step, self.per_epoch)
         if epoch != self.epoch:
             self.epoch = epoch
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
             self.order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         rows = self.order[at * self.size : (at + 1) * self.size]
-        x = self.x[rows]
+        x = self.x[rows]  # and noise for all processes, so that their number changes nothing
         noise = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + 1)
         if self.gaps is not None:
             x = x + self.gaps * torch.rand(x.shape, generator=noise, dtype=x.dtype).to(x.device)
@@ -76,8 +88,10 @@ class _Rows:
             x = torch.where(mirrored, x.flip(-1), x)
         if self.pixels is not None:
             x = self.pixels.dequantise(x, noise, self.like.dtype).to(self.like.device)
-        context = None if self.context is None else self.context[rows]
-        return x, context, None if self.weight is None else self.weight[rows]
+        context = None if self.context is None else share(self.context[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        total = float(len(rows)) if weight is None else weight.sum()
+        return _Batch(share(x), context, None if weight is None else share(weight), total)
 
 
 def rows_at_once(event: tuple[int, ...]) -> int:
@@ -87,16 +101,26 @@ def rows_at_once(event: tuple[int, ...]) -> int:
 
 @torch.no_grad()
 def evaluate(flow: Flow, x: Tensor, context: Tensor | None = None) -> tuple[float, float]:
-    """Mean log-density over the rows of x and its standard error, both in nats per row."""
-    chunk = rows_at_once(flow.event)
-    parts = [
-        flow.log_prob(x[k : k + chunk], None if context is None else context[k : k + chunk])
-        for k in range(0, len(x), chunk)
-    ]
-    values = torch.cat(parts).double()
-    mean = values.mean()
-    error = (values - mean).square().mean().sqrt() / len(values) ** 0.5
-    return float(mean), float(error)
+    """Mean log-density over the rows of x and its standard error, both in nats per row.
+
+    Processes that train together share the work; NaN if a root find failed in one of them.
+    """
+    world, n, chunk = World(), len(x), rows_at_once(flow.event)
+    x = world.share(x)
+    context = None if context is None else world.share(context)
+    try:
+        parts = [
+            flow.log_prob(x[k : k + chunk], None if context is None else context[k : k + chunk])
+            for k in range(0, len(x), chunk)
+        ]
+        values = torch.cat([x.new_zeros(0), *parts]).double()
+    except NotConverged:  # these weights are no candidates
+        values = x.new_full((1,), torch.nan, dtype=torch.float64)
+    total = values.sum()
+    world.add_([total])
+    squares = (values - total / n).square().sum()
+    world.add_([squares])
+    return float(total / n), float(squares.sqrt() / n)
 
 
 def _check(x: Tensor, name: str, flow: Flow, pixels: Pixels | None) -> None:
@@ -135,6 +159,7 @@ class _Trainer:
             self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
         )
         self.step, self.skipped, self.in_a_row, self.lr_factor = 0, 0, 0, 1.0
+        self.world = World()
         self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
     def learning_rate(self, progress: float) -> float:
@@ -146,21 +171,21 @@ class _Trainer:
 
     def advance(self, progress: float) -> tuple[float, float, float]:
         """One optimiser step; the mean objective, the gradient norm and the rate."""
-        x, context, weight = self.rows.batch(self.step)
+        if self.step == 0 and self.world.size > 1:
+            self._initialise()
+        batch = self.rows.batch(self.step, self.world.share)
         rate = self.learning_rate(progress)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self._reseed()
         self.optimiser.zero_grad(set_to_none=True)
-        loss, norm = math.nan, math.nan
+        objective = batch.x.new_full((), torch.nan)
         with contextlib.suppress(NotConverged):  # then the step counts as skipped
-            log_prob = self._log_prob(x, context)
-            mean = log_prob.mean() if weight is None else (weight * log_prob).sum() / weight.sum()
-            objective = -mean
+            log_prob = self._log_prob(batch.x, batch.context)
+            weighted = log_prob if batch.weight is None else batch.weight * log_prob
+            objective = -weighted.sum() / batch.total
             objective.backward()  # type: ignore[no-untyped-call]
-            loss = float(objective.detach())
-            clip = torch.nn.utils.clip_grad_norm_
-            norm = float(clip(self.parameters, self.config.clip, foreach=True))
+        loss, norm = self._gather(objective.detach())
         self.step += 1
         if math.isfinite(norm) and math.isfinite(loss):
             self.optimiser.step()
@@ -171,6 +196,27 @@ class _Trainer:
         else:
             self._skip()
         return loss, norm, rate
+
+    def _gather(self, objective: Tensor) -> tuple[float, float]:
+        """Loss and clipped gradient norm over all processes; NaN where the solve of one failed."""
+        if self.world.size > 1:
+            for p in self.parameters:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+            self.world.add_([objective, *(p.grad for p in self.parameters if p.grad is not None)])
+        loss = float(objective)
+        if not math.isfinite(loss):
+            return loss, math.nan
+        clip = torch.nn.utils.clip_grad_norm_
+        return loss, float(clip(self.parameters, self.config.clip, foreach=True))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Let layers that initialise from the data see the whole batch, as one process would."""
+        batch = self.rows.batch(0)
+        self._reseed()
+        with contextlib.suppress(NotConverged):
+            self.flow.log_prob(batch.x, batch.context)
 
     def _log_prob(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Of one batch; compiled if the config says so, after a first step that may initialise."""
@@ -193,7 +239,8 @@ class _Trainer:
 
     def _reseed(self) -> None:
         """Let random terms and probes follow from seed, step and place in the flow alone."""
-        base = (self.config.seed * 1_000_003 + self.step) * 65_536
+        of_step = self.config.seed * 1_000_003 + self.step
+        base = (of_step * self.world.size + self.world.rank) * 65_536
         module: Any
         for k, module in enumerate(self.flow.modules()):
             if hasattr(module, "draws"):
@@ -275,6 +322,10 @@ def fit(
     thread count). ``on_record`` sees every record of ``History.records``, ``on_validation`` also
     the flow with the weights that were validated, which it must leave as they are.
 
+    Where torch.distributed is initialised the processes train together: call this in each of them
+    with the same arguments and the whole table; ``batch_size`` is that of all together, the first
+    process writes the checkpoints and calls ``on_record``, and all end with the same weights.
+
     Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows, RootflowError
     if training diverges.
     """
@@ -298,6 +349,18 @@ def fit(
     like = next(flow.parameters())
     rows = _Rows(train, context, sample_weight, gaps, pixels, like, config)
     trainer = _Trainer(flow, rows, config)
+    world, where = trainer.world, like.device
+    if trainer.rows.size % world.size:
+        raise ValueError(
+            f"batch_size={trainer.rows.size} does not divide among {world.size} processes; "
+            f"give a multiple of {world.size}"
+        )
+    mark = sum(float(p.detach().double().sum()) for p in trainer.parameters)
+    if not world.same(len(train), float(train.sum(dtype=torch.float64)), mark, device=where):
+        raise ValueError(
+            "train and flow must be the same in every process; "
+            "give each the whole table and seed the weights alike"
+        )
     history = History()
     spent, waited, since = 0.0, 0, 0.0
     saved = read_state(checkpoint) if checkpoint is not None else None
@@ -323,18 +386,18 @@ def fit(
     flow.train()
 
     def progress() -> float:
-        seconds = clock() - begin
+        (seconds,) = world.largest(clock() - begin, device=where)
         by_time = 0.0 if config.minutes is None else seconds / (60 * config.minutes)
         by_step = 0.0 if config.steps is None else trainer.step / config.steps
         return max(by_time, by_step)
 
     def record(entry: Record) -> None:
         history.records.append(entry)
-        if on_record is not None:
+        if on_record is not None and world.rank == 0:
             on_record(entry)
 
     def save() -> None:
-        if checkpoint is None:
+        if checkpoint is None or world.rank:
             return
         best = history.best_log_prob if math.isfinite(history.best_log_prob) else None
         facts = {
@@ -356,9 +419,7 @@ def fit(
             return
         own = trainer.put(trainer.average)
         flow.eval()
-        mean, error = math.nan, math.nan
-        with contextlib.suppress(NotConverged):  # then these weights are no candidates
-            mean, error = evaluate(flow, validation, validation_context)
+        mean, error = evaluate(flow, validation, validation_context)
         entry: Record = {
             "kind": "validation", "step": trainer.step, "seconds": seconds,
             "log_prob": mean, "log_prob_se": error,
@@ -366,7 +427,7 @@ def fit(
         if math.isfinite(mean):
             if pixels is not None:
                 entry["bits_per_dim"] = pixels.bits_per_dim(mean, flow.event)
-            if on_validation is not None:
+            if on_validation is not None and world.rank == 0:
                 on_validation(flow, entry)
         flow.train()
         trainer.put(own)
@@ -392,7 +453,8 @@ def fit(
             flow.eval()
             raise
         losses.append(loss)
-        seconds = clock() - begin
+        asked = should_stop is not None and should_stop()
+        seconds, stop = world.largest(clock() - begin, asked, device=where)
         if every is None:
             due = seconds - since > config.validate_seconds
         else:
@@ -409,7 +471,7 @@ def fit(
             if due:
                 validate()
                 save()
-        if should_stop is not None and should_stop():
+        if stop:
             history.stopped = "interrupted"
             save()
             break
