@@ -219,3 +219,8 @@ def test_debug_shows_the_traceback(tmp_path):
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_several_processes_need_a_common_run(table, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(2, "fit", table, *TINY, says=["say which run with --out"])

@@ -7,7 +7,7 @@ import torch
 
 import rootflow
 from rootflow import FitConfig
-from rootflow.training.fit import _Rows
+from rootflow.training.rows import Rows
 from rootflow.transforms import Pixels
 
 SHAPE = (1, 4, 4)
@@ -71,14 +71,14 @@ def test_an_interrupted_fit_of_images_ends_with_the_same_weights(tmp_path):
 @pytest.mark.parametrize("flip", [False, True])
 def test_batches_hold_each_image_in_its_own_cells(flip):
     x = images(200)
-    rows = _Rows(x, None, None, None, PIXELS, torch.zeros(1).double(), config(1, flip=flip))
-    batch = rows.batch(3)[0]
+    rows = Rows(x, None, None, None, PIXELS, torch.zeros(1).double(), config(1, flip=flip))
+    batch = rows.batch(3).x
     assert batch.dtype == torch.float64
     k, own = PIXELS.quantise(batch), x[rows.order[3 * 32 : 4 * 32]]
     mirrored = (k == own.flip(-1)).flatten(1).all(1)
     assert bool(((k == own).flatten(1).all(1) | mirrored).all()) is True
     assert torch.equal(k, own) is not flip
-    assert torch.equal(batch, rows.batch(3)[0])
+    assert torch.equal(batch, rows.batch(3).x)
     assert not torch.equal(PIXELS.quantise(batch), batch)
 
 

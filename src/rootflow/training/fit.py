@@ -19,6 +19,7 @@ from ..transforms import Pixels, Standardise
 from .checkpoint import read_state, write_state
 from .config import FitConfig
 from .parallel import World
+from .rows import Rows
 
 __all__ = ["History", "evaluate", "fit", "rows_at_once"]
 
@@ -40,58 +41,6 @@ class History:
     best_step: int = 0
     best_log_prob: float = -math.inf
     stopped: str = "budget"
-
-
-@dataclass
-class _Batch:
-    """Rows of one step, and what their weights (or their number) add up to over all processes."""
-
-    x: Tensor
-    context: Tensor | None
-    weight: Tensor | None
-    total: Tensor | float
-
-
-class _Rows:
-    """Shuffled minibatches; seed and epoch alone give the order, so a resumed fit sees the same."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        weight: Tensor | None,
-        gaps: Tensor | None,
-        pixels: Pixels | None,
-        like: Tensor,
-        config: FitConfig,
-    ) -> None:
-        self.x, self.context, self.weight, self.gaps = x, context, weight, gaps
-        self.pixels, self.like, self.flip = pixels, like, config.flip
-        self.size = min(config.batch_size, len(x))
-        self.per_epoch = len(x) // self.size
-        self.seed, self.epoch = config.seed, -1
-
-    def batch(self, step: int, share: Callable[[Tensor], Tensor] = lambda rows: rows) -> _Batch:
-        """The rows of this step, of which ``share`` keeps those of this process."""
-        epoch, at = divmod(step, self.per_epoch)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self.order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
-        rows = self.order[at * self.size : (at + 1) * self.size]
-        x = self.x[rows]  # and noise for all processes, so that their number changes nothing
-        noise = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 2 + 1)
-        if self.gaps is not None:
-            x = x + self.gaps * torch.rand(x.shape, generator=noise, dtype=x.dtype).to(x.device)
-        if self.flip:
-            mirrored = torch.rand(len(x), 1, 1, 1, generator=noise).to(x.device) < 0.5
-            x = torch.where(mirrored, x.flip(-1), x)
-        if self.pixels is not None:
-            x = self.pixels.dequantise(x, noise, self.like.dtype).to(self.like.device)
-        context = None if self.context is None else share(self.context[rows])
-        weight = None if self.weight is None else self.weight[rows]
-        total = float(len(rows)) if weight is None else weight.sum()
-        return _Batch(share(x), context, None if weight is None else share(weight), total)
 
 
 def rows_at_once(event: tuple[int, ...]) -> int:
@@ -149,7 +98,7 @@ def _check(x: Tensor, name: str, flow: Flow, pixels: Pixels | None) -> None:
 class _Trainer:
     """State of one fit and what a step does to it."""
 
-    def __init__(self, flow: Flow, rows: _Rows, config: FitConfig) -> None:
+    def __init__(self, flow: Flow, rows: Rows, config: FitConfig) -> None:
         self.flow, self.rows, self.config = flow, rows, config
         self.names = [n for n, p in flow.named_parameters() if p.requires_grad]
         self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
@@ -347,7 +296,7 @@ def fit(
         if isinstance(part, Standardise) and not bool(part.known):
             part.set(train, config.whiten)
     like = next(flow.parameters())
-    rows = _Rows(train, context, sample_weight, gaps, pixels, like, config)
+    rows = Rows(train, context, sample_weight, gaps, pixels, like, config)
     trainer = _Trainer(flow, rows, config)
     world, where = trainer.world, like.device
     if trainer.rows.size % world.size:
