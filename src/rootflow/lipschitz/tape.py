@@ -1,4 +1,4 @@
-r"""Value, exact Jacobian and both gradients of a dense network, each intermediate computed once.
+r"""Value, exact Jacobian and both gradients of a network, each intermediate computed once.
 
 With pre-activations a_k, slopes s_k = phi'(a_k) and tangents propagated from the input, the
 Jacobian is W_n S_{n-1} W_{n-1} ... S_0 W_0. The first product needs no tangent array at all:
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .activations import Activation
+from .layers import adjoint, affine, linear, outer
 
 __all__ = ["Tape", "Weights", "value_and_jacobian"]
 
@@ -26,7 +27,8 @@ CACHE_ELEMENTS = 2**18  # of the tangents worked on together, so that they stay 
 class Weights(NamedTuple):
     """What one call needs of a network: normalised matrices and biases, scales folded in.
 
-    ``biases[k]`` is ``(width,)``, or ``(batch, width)`` when the network has a context.
+    ``matrices[k]`` is any weight that ``layers`` knows; ``biases[k]`` is ``(width,)``, or
+    ``(batch, width)`` when the network has a context.
     """
 
     matrices: tuple[Tensor, ...]
@@ -54,10 +56,17 @@ def _mixed(matrices: Sequence[Tensor], activation: Activation) -> tuple[Tensor, 
 
 
 def value_and_jacobian(
-    x: Tensor, weights: Weights, activation: Activation
+    x: Tensor, weights: Weights, activation: Activation, grid: tuple[int, ...] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Both g(x) and its Jacobian ``[b, i, o]``, nothing kept for gradients, in small chunks."""
     matrices, _ = weights
+    if grid is not None and len(grid) > 1:
+        with torch.no_grad():
+            tapes = [
+                Tape.record(x[k : k + 1], weights.rows(slice(k, k + 1)), activation, None, grid)
+                for k in range(len(x))
+            ]
+        return torch.cat([t.value for t in tapes]), torch.cat([t.jacobian for t in tapes])
     mixed = _mixed(matrices, activation)[1]
     size = max(16, CACHE_ELEMENTS // max(mixed.shape[1], 1))
     values, jacobians = [], []
@@ -80,7 +89,13 @@ def value_and_jacobian(
 
 @dataclass
 class Tape:
-    """One evaluation of a network, kept for its gradients. Plain tensor operations throughout."""
+    """One evaluation of a network, kept for its gradients. Plain tensor operations throughout.
+
+    Rows are flat outside. Inside they have the shape ``grid``: one axis, or height, width and
+    channels.
+    """
+
+    grid: tuple[int, ...]
 
     activation: Activation
     weights: Weights
@@ -96,35 +111,45 @@ class Tape:
 
     @staticmethod
     def record(
-        x: Tensor, weights: Weights, activation: Activation, seeds: Tensor | None = None
+        x: Tensor,
+        weights: Weights,
+        activation: Activation,
+        seeds: Tensor | None = None,
+        grid: tuple[int, ...] | None = None,
     ) -> Tape:
         """Evaluate at x ``(batch, d)``, with derivatives along ``seeds`` ``(batch, m, d)``.
 
         Without seeds these are all unit vectors.
         """
         matrices, biases = weights
-        inputs, slopes, bends, pre, post = [x], [], [], [], []
+        grid = grid or x.shape[1:]
+        inputs, slopes, bends, pre, post = [x.view(-1, *grid)], [], [], [], []
         mixed, tangents = None, x
-        if seeds is None:
+        if seeds is None and len(grid) == 1:
             mixed = _mixed(matrices, activation)
         else:
-            tangents = seeds @ matrices[0].t()
+            if seeds is None:
+                unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+                seeds = unit.expand(len(x), *unit.shape)
+            seeds = seeds.reshape(*seeds.shape[:2], *grid)
+            tangents = linear(seeds, matrices[0])
         for k in range(len(matrices) - 1):
-            a = activation.spread(torch.addmm(biases[k], inputs[-1], matrices[k].t()))
+            a = activation.spread(affine(inputs[-1], matrices[k], biases[k]))
             h, s, bend = activation.derivatives(a)
             if k == 0 and mixed is not None:
                 tangents = (s @ mixed[1]).view(*x.shape, matrices[1].shape[0])
             else:
                 pre.append(activation.mirror(tangents))
                 post.append(s[:, None] * pre[-1])
-                tangents = post[-1] @ matrices[k + 1].t()
+                tangents = linear(post[-1], matrices[k + 1])
             inputs.append(h)
             slopes.append(s)
             bends.append(bend)
-        value = torch.addmm(biases[-1], inputs[-1], matrices[-1].t())
+        value = affine(inputs[-1], matrices[-1], biases[-1]).flatten(1)
         return Tape(
-            activation, weights, inputs, slopes, bends, pre, post, seeds, mixed, value, tangents
-        )
+            grid, activation, weights, inputs, slopes, bends, pre, post, seeds, mixed, value,
+            tangents.flatten(2),
+        )  # fmt: skip
 
     def pull_jacobian(self, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """From a gradient of the Jacobian ``[b, i, o]``: those of slopes and (by it) matrices."""
@@ -132,14 +157,15 @@ class Tape:
         slope_grads: list[Tensor] = []
         matrix_grads: list[Tensor] = []  # both from the last layer to the first
         layers = self.pre, self.post, self.slopes, matrices  # the first layer has no tangents
+        grad = grad.reshape(*grad.shape[:2], *self.grid)
         for pre, post, s, w in zip(*map(reversed, layers), strict=False):
-            matrix_grads.append(grad.flatten(0, 1).t() @ post.flatten(0, 1))
-            p = grad @ w
+            matrix_grads.append(outer(grad, post, w))
+            p = adjoint(grad, w)
             slope_grads.append((p * pre).sum(1))
             grad = self.activation.fold(p.mul_(s[:, None]))
         if self.mixed is None:
             assert self.seeds is not None
-            matrix_grads.append(grad.flatten(0, 1).t() @ self.seeds.flatten(0, 1))
+            matrix_grads.append(outer(grad, self.seeds, matrices[0]))
         else:
             first, v = self.mixed
             flat = grad.flatten(1)
@@ -155,7 +181,7 @@ class Tape:
     ) -> tuple[Tensor, list[Tensor]]:
         """From gradients of g and of the slopes: gradients of x and of every pre-activation."""
         matrices = self.weights.matrices
-        q = None if grad is None else grad @ matrices[-1]
+        q = None if grad is None else adjoint(grad.view(-1, *self.grid), matrices[-1])
         pulled: list[Tensor] = []
         for k in range(len(self.slopes) - 1, -1, -1):
             a = None if q is None else q * self.slopes[k]
@@ -165,25 +191,35 @@ class Tape:
             assert a is not None
             a = self.activation.fold(a)
             pulled.append(a)
-            q = a @ matrices[k]
+            q = adjoint(a, matrices[k])
         assert q is not None
-        return q, pulled[::-1]
+        return q.flatten(1), pulled[::-1]
+
+    def pull(self, u: Tensor, slopes: Sequence[Tensor] | None = None) -> Tensor:
+        """J^T u for ``(rows, d)`` or ``(rows, m, d)``; with the slopes given, for some rows."""
+        matrices = self.weights.matrices
+        several = u.dim() == 3
+        shape = u.shape
+        u = adjoint(u.reshape(*shape[:-1], *self.grid), matrices[-1])
+        layers = zip(reversed(slopes or self.slopes), reversed(matrices[:-1]), strict=True)
+        for s, w in layers:
+            u = adjoint(self.activation.fold(u * (s[:, None] if several else s)), w)
+        return u.reshape(shape)
 
     def pull_weights(
         self, grad: Tensor | None, pulled: Sequence[Tensor], matrix_grads: list[Tensor] | None
     ) -> tuple[Tensor, ...]:
         """Gradients of all matrices and biases, in the order of ``Weights.tensors``."""
-        outer = [*pulled, grad]
+        pulls = [*pulled, None if grad is None else grad.view(-1, *self.grid)]
         matrices: list[Tensor] = []
         biases: list[Tensor] = []
         for k, (w, b) in enumerate(zip(*self.weights, strict=True)):
-            v, extra = outer[k], None if matrix_grads is None else matrix_grads[k]
+            v, extra = pulls[k], None if matrix_grads is None else matrix_grads[k]
             if v is None:
                 matrices.append(torch.zeros_like(w) if extra is None else extra)
                 biases.append(torch.zeros_like(b))
                 continue
-            own = v.t()
-            h = self.inputs[k]
-            matrices.append(own @ h if extra is None else torch.addmm(extra, own, h))
-            biases.append(v if b.dim() == 2 else v.sum(0))
+            matrices.append(outer(v, self.inputs[k], w, extra))
+            pixels = v.flatten(1, -2).sum(1) if v.dim() > 2 else v
+            biases.append(pixels if b.dim() == 2 else pixels.sum(0))
         return (*matrices, *biases)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lipschitz import LipschitzNet, Tape, Weights, value_and_jacobian
+from ..lipschitz import CertifiedNet, Tape, Weights
 
 __all__ = [
     "Solve", "chunks", "exact", "gather", "inverse_and_log_det", "polish", "pull",
@@ -70,10 +70,10 @@ def inverse_and_log_det(jac: Tensor, signs: Sequence[int]) -> tuple[Tensor, Tens
     return inverse, log_det.view(len(signs), batch)
 
 
-def chunks(batch: int, weights: Weights, features: int) -> list[slice]:
+def chunks(batch: int, net: CertifiedNet, tangents: int) -> list[slice]:
     """Rows that are worked on together: few enough that their tangents stay in a core's cache."""
-    width = max(w.shape[0] for w in weights.matrices)
-    size = max(64, CACHE_ELEMENTS // ((features + 1) * width))
+    least = 64 if len(net.grid) == 1 else 1
+    size = max(least, CACHE_ELEMENTS // ((tangents + 1) * net.width))
     count = max(1, -(-batch // size))
     size = max(1, -(-batch // count))
     return [slice(k, min(k + size, batch)) for k in range(0, max(batch, 1), size)]
@@ -102,7 +102,7 @@ class _Exact(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        net: LipschitzNet,
+        net: CertifiedNet,
         root: int,
         signs: tuple[int, ...],
         solve: Solve | None,
@@ -111,8 +111,8 @@ class _Exact(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         weights = Weights.rebuild(tensors)
         y = at if solve is None else solve(at, weights)
-        rows = chunks(len(at), weights, at.shape[1])
-        tapes = [Tape.record(y[r], weights.rows(r), net.activation) for r in rows]
+        rows = chunks(len(at), net, at.shape[1])
+        tapes = [net.record(y[r], weights.rows(r)) for r in rows]
         inverses, log_dets = inverse_and_log_det(torch.cat([t.jacobian for t in tapes]), signs)
         out = torch.cat([t.value for t in tapes])
         if solve is not None:
@@ -174,7 +174,7 @@ def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> t
     at, *tensors = ctx.saved_tensors
     # Aliases: gradients stop at them now, and flow through them to the originals the second time.
     y, aliases = at.view_as(at), [t.view_as(t) for t in tensors]
-    tape = Tape.record(y, Weights.rebuild(aliases), ctx.net.activation)
+    tape = ctx.net.record(y, Weights.rebuild(aliases))
     eye = torch.eye(y.shape[-1], dtype=y.dtype, device=y.device)
     log_dets = torch.stack([torch.linalg.slogdet(eye + s * tape.jacobian)[1] for s in ctx.signs])
     variables = [y, *aliases]
@@ -194,7 +194,7 @@ def _exact_backward_on_graph(ctx: Any, grad_out: Tensor, grad_logs: Tensor) -> t
 
 
 def exact(
-    net: LipschitzNet,
+    net: CertifiedNet,
     weights: Weights,
     at: Tensor,
     signs: Sequence[int],
@@ -218,7 +218,7 @@ def exact(
         )
         return out, log_dets
     y = at if solve is None else solve(at, weights)
-    out, jacobian = value_and_jacobian(y, weights, net.activation)
+    out, jacobian = net.jacobian(y, weights)
     inverses, log_dets = inverse_and_log_det(jacobian, signs)
     if solve is not None:
         out = polish(y, at, out, root, inverses[list(signs).index(root)])

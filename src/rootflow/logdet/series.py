@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..lipschitz import LipschitzNet, Tape, Weights, value_and_jacobian
+from ..lipschitz import CertifiedNet, Tape, Weights
 from ..solvers import Problem, find_root
 from .exact import Solve, chunks, gather, inverse_and_log_det, polish, pull, transposed_product
 
@@ -54,11 +54,16 @@ class Series:
       finite exactly because q > rho^2. A Poisson tail alone has infinite variance for every
       rho > 0, so one draw in ten is taken from that geometric tail instead, and the weights are
       those of the mixture.
+
+    ``probes`` are random signs for each row. With ``save_memory`` the backward pass evaluates the
+    network once more, so that nothing of it is held until then; without, everything that its
+    gradient needs is built in the forward pass and kept.
     """
 
     method: str = "geometric"
     terms: int = 4
     probes: int = 1
+    save_memory: bool = True
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -69,6 +74,21 @@ class Series:
             )
         if self.terms < 1 or self.probes < 1:
             raise ValueError(f"terms={self.terms} and probes={self.probes} must be at least 1")
+
+    @staticmethod
+    def leading(lipschitz: float) -> int:
+        """Leading terms after which a term is below a twentieth of the first, at most 20."""
+        return min(20, max(1, math.ceil(math.log(0.05) / math.log(lipschitz))))
+
+    def evaluation(self, lipschitz: float) -> Series:
+        """The same without bias and with so many terms that the rest stays below 1e-4 nats a row.
+
+        Per dimension, and by ``truncation_bound``; what remains is the noise of the probes.
+        """
+        terms = 1
+        while truncation_bound(1, lipschitz, terms) > 1e-4:
+            terms += 1
+        return replace(self, method="geometric", terms=max(terms, self.terms))
 
     @staticmethod
     def geometric_ratio(lipschitz: float) -> float:
@@ -99,22 +119,13 @@ class Series:
         return weights
 
 
-def _pull(u: Tensor, slopes: Sequence[Tensor], tape: Tape) -> Tensor:
-    """J^T u for ``(rows, ..., d)``, with the slopes given apart so that rows can be chosen."""
-    matrices = tape.weights.matrices
-    u = u @ matrices[-1]
-    for s, w in zip(reversed(slopes), reversed(matrices[:-1]), strict=True):
-        u = tape.activation.fold(u * (s if u.dim() == 2 else s[:, None])) @ w
-    return u
-
-
 def _adjoint(tape: Tape, root: int, lipschitz: float, v: Tensor) -> Tensor:
     """The u with u + root J^T u = v, by the safeguarded solver, to a relative tolerance."""
     size: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     size = size.clamp_min(torch.finfo(v.dtype).tiny)
 
     def residual(u: Tensor, v: Tensor, *slopes: Tensor) -> Tensor:
-        return torch.add(u - v, _pull(u, slopes, tape), alpha=root)
+        return torch.add(u - v, tape.pull(u, slopes), alpha=root)
 
     tensors = (v / size, *tape.slopes)
     problem = Problem(residual, tensors, frozenset(range(len(tensors))), lipschitz)
@@ -132,7 +143,7 @@ def _summed(
         factors = [a * s**k * (-1) ** (k + 1) for s in signs]
         for u, f in zip(left, factors, strict=True):
             u.add_(power, alpha=f)
-        power = _pull(power, tape.slopes, tape)
+        power = tape.pull(power)
         trace = (power * probes).sum(-1).mean(-1)
         for out, f in zip(log_dets, factors, strict=True):
             out.add_(trace, alpha=f / k)
@@ -143,30 +154,32 @@ class _Estimated(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        net: LipschitzNet,
+        net: CertifiedNet,
         root: int,
         signs: tuple[int, ...],
         solve: Solve | None,
         coefficients: list[float] | None,
+        keep: bool,
         probes: Tensor,
         at: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         weights = Weights.rebuild(tensors)
         y = at if solve is None else solve(at, weights)
-        rows = chunks(len(at), weights, probes.shape[1])
-        inverse = None
+        rows = chunks(len(at), net, probes.shape[1])
+        inverse, tapes = None, []
         if coefficients is None:  # exact value, only the gradient is probed
-            out, jacobian = value_and_jacobian(y, weights, net.activation)
+            out, jacobian = net.jacobian(y, weights)
             inverses, log_dets = inverse_and_log_det(jacobian, signs)
             pairs = zip(signs, inverses, strict=True)
             left = [s * torch.einsum("oib,bpi->bpo", a, probes) for s, a in pairs]
         else:
             values, summed = [], []
             for r in rows:
-                tape = Tape.record(y[r], weights.rows(r), net.activation, probes[r, :0])
+                tape = net.record(y[r], weights.rows(r), probes[r] if keep else probes[r, :0])
                 values.append(tape.value)
                 summed.append(_summed(tape, probes[r], signs, coefficients))
+                tapes.append(tape if keep else None)
             out = torch.cat(values)
             log_dets = torch.cat([s[0] for s in summed], 1)
             left = [torch.cat(u) for u in zip(*(s[1] for s in summed), strict=True)]
@@ -174,7 +187,7 @@ class _Estimated(torch.autograd.Function):
             inverse = None if coefficients is not None else inverses[signs.index(root)]
             out = y = y.clone() if inverse is None else polish(y, at, out, root, inverse)
         ctx.net, ctx.root, ctx.implicit = net, root, solve is not None
-        ctx.rows, ctx.inverse = rows, inverse
+        ctx.rows, ctx.inverse, ctx.tapes = rows, inverse, tapes or [None] * len(rows)
         ctx.save_for_backward(y, probes, *left, *tensors)
         return out, log_dets
 
@@ -187,8 +200,8 @@ class _Estimated(torch.autograd.Function):
         pairs = zip(left, grad_logs, strict=True)
         cotangent = torch.stack([u * g[:, None, None] for u, g in pairs]).sum(0) / probes.shape[1]
         parts = []
-        for r in ctx.rows:
-            tape = Tape.record(y[r], weights.rows(r), ctx.net.activation, probes[r])
+        for r, kept in zip(ctx.rows, ctx.tapes, strict=True):
+            tape: Tape = kept or ctx.net.record(y[r], weights.rows(r), probes[r])
             adjoint = None
             if ctx.inverse is not None:
                 adjoint = partial(transposed_product, ctx.inverse[..., r])
@@ -196,11 +209,11 @@ class _Estimated(torch.autograd.Function):
                 adjoint = partial(_adjoint, tape, ctx.root, ctx.net.lipschitz)
             pulled = tape.pull_jacobian(cotangent[r])
             parts.append(pull(tape, grad_out[r], *pulled, ctx.root, adjoint))
-        return *(None,) * 6, *gather(weights, parts)
+        return *(None,) * 7, *gather(weights, parts)
 
 
 def estimated(
-    net: LipschitzNet,
+    net: CertifiedNet,
     weights: Weights,
     at: Tensor,
     signs: Sequence[int],
@@ -221,6 +234,7 @@ def estimated(
     coin = torch.randint(0, 2, shape, generator=generator, device=generator.device)
     probes = (2 * coin - 1).to(at)
     out, log_dets = _Estimated.apply(  # type: ignore[no-untyped-call]
-        net, root, tuple(signs), solve, coefficients, probes, at, *weights.tensors()
+        net, root, tuple(signs), solve, coefficients, not series.save_memory, probes, at,
+        *weights.tensors(),
     )
     return out, log_dets
