@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rootflow import plots
 from rootflow.errors import DataError
+from rootflow.plots.images import Pictures
 from rootflow.store import write_atomically
 
 __all__ = ["Evidence", "draw", "render", "write_report"]
@@ -61,19 +62,24 @@ class Evidence:
 
 
 def write_report(
-    run_dir: str | Path, evidence: Evidence | None = None, *, log_prob_fn: LogProb | None = None
+    run_dir: str | Path,
+    evidence: Evidence | None = None,
+    *,
+    log_prob_fn: LogProb | None = None,
+    pictures: Pictures | None = None,
 ) -> Path:
     """Write report.html and figures/*.png into a run directory; returns the path of the page.
 
     Reads config.json, result.json and metrics.jsonl there, each of which may be missing.
     ``log_prob_fn`` maps (k, 2) rows to (k,) nats; it is used when the data has two columns.
+    ``pictures``: of a flow of images.
     Raises: DataError if ``run_dir`` is not a directory or one of the files is not JSON.
     """
     run_dir, evidence = Path(run_dir), evidence or Evidence()
     if not run_dir.is_dir():
         raise DataError(f"{run_dir} is not a run directory; give one that `rootflow fit` wrote")
     config, result = _read(run_dir / "config.json"), _read(run_dir / "result.json")
-    figures = draw(evidence, _read_lines(run_dir / "metrics.jsonl"), log_prob_fn)
+    figures = draw(evidence, _read_lines(run_dir / "metrics.jsonl"), log_prob_fn, pictures)
     (run_dir / "figures").mkdir(exist_ok=True)
     for name, image in figures.items():
         write_atomically(run_dir / "figures" / f"{name}.png", image)
@@ -83,7 +89,10 @@ def write_report(
 
 
 def draw(
-    evidence: Evidence, metrics: Sequence[Json] = (), log_prob_fn: LogProb | None = None
+    evidence: Evidence,
+    metrics: Sequence[Json] = (),
+    log_prob_fn: LogProb | None = None,
+    pictures: Pictures | None = None,
 ) -> dict[str, bytes]:
     """The figures for which there is something to show: name to PNG bytes."""
     e, d, figures = evidence, len(evidence.columns), {}
@@ -101,6 +110,8 @@ def draw(
         figures["latent"] = plots.latent(e.latent)
     if e.round_trip_error.size or e.certificate.size:
         figures["round_trip"] = plots.round_trip(e.round_trip_error, e.certificate)
+    if pictures is not None:
+        figures |= plots.images.draw(pictures)
     return {name: plots.png(figure) for name, figure in figures.items()}
 
 
@@ -128,6 +139,7 @@ def _words(config: Json, result: Json) -> dict[str, str]:
     data = str(result.get("data") or config.get("data", {}).get("source") or "data")
     flow = str(result.get("flow") or config.get("flow", {}).get("name") or "flow")
     log_prob, train = _known(result.get("test_log_prob")), _known(result.get("train_log_prob"))
+    shape = result.get("shape") or []
     extra = f"; training rows: {_signed(train, '.4f')}" if train is not None else ""
     if log_prob is not None and result.get("features") == 2:
         extra += f"; −log2 density: {_signed(-log_prob / math.log(2), '.4f')} bits per row"
@@ -142,9 +154,14 @@ def _words(config: Json, result: Json) -> dict[str, str]:
         **{key: _count(result.get(key)) for key in counts},
         **{key: DASH if result.get(key) is None else str(result[key]) for key in texts},
         "title": f"{flow} on {data}",
-        "columns": _count(result.get("features")),
-        "log_prob": _with_error(log_prob, _known(result.get("test_log_prob_se"))),
-        "extra": extra,
+        "size": " x ".join(map(str, shape)) or f"{_count(result.get('features'))} columns",
+        "rows": "images" if shape else "rows",
+        **(_bits(result) if shape else {
+            "measure": "Held-out log-likelihood",
+            "score": _with_error(log_prob, _known(result.get("test_log_prob_se")), "nats per row"),
+            "note": f"in the units of the data{extra}",
+            "unit": "data units",
+        }),
         "inverse_error": DASH if error is None else f"{error:.2g}",
         # rounded down: 100 % means every row
         "converged": DASH if converged is None else f"{math.floor(converged * 1e4) / 100:g} %",
@@ -156,6 +173,19 @@ def _words(config: Json, result: Json) -> dict[str, str]:
         "command": _command(config, flow, str(config.get("data", {}).get("source") or data)),
         "config": json.dumps(config, indent=2, ensure_ascii=False),
     }
+
+
+def _bits(result: Json) -> dict[str, str]:
+    """The headline of images, with where its error comes from."""
+    nats, own = (_known(result.get(k)) for k in ("test_log_prob", "test_bits_per_dim_estimator_se"))
+    note = f"less is better; with uniform noise within each of {result.get('levels')} levels"
+    note += f"; {_signed(nats, '.1f')} nats of density on [0, 1]" if nats is not None else ""
+    note += f"; {own:.1g} of the error from estimated log-determinants" if own else ""
+    bits, error = (_known(result.get(f"test_bits_per_dim{end}")) for end in ("", "_se"))
+    return {
+        "measure": "Held-out bits per dimension", "note": note, "unit": "in units of [0, 1]",
+        "score": _with_error(bits, error, "bits per dimension"),
+    }  # fmt: skip
 
 
 def _alerts(result: Json) -> list[str]:
@@ -221,13 +251,13 @@ def _count(value: Any) -> str:
     return DASH if _known(value) is None else f"{int(value):,}"
 
 
-def _with_error(value: float | None, error: float | None) -> str:
-    """Mean ± standard error in nats, to two digits of the error."""
+def _with_error(value: float | None, error: float | None, unit: str) -> str:
+    """Mean ± standard error, to two digits of the error."""
     if value is None:
         return DASH
     digits = min(max(1 - math.floor(math.log10(error)), 0), 6) if error else 4
     spread = "" if error is None else f" ± {error:.{digits}f}"
-    return f"{_signed(value, f'.{digits}f')}{spread} nats per row"
+    return f"{_signed(value, f'.{digits}f')}{spread} {unit}"
 
 
 def _duration(seconds: float | None) -> str:

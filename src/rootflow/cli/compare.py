@@ -23,9 +23,9 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )  # fmt: skip
+from rootflow.cli.inputs import are_images, read
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.train import Interrupted, checked, make_plan, train
-from rootflow.data import read_table
 from rootflow.errors import RootflowError
 
 __all__ = ["compare"]
@@ -57,9 +57,10 @@ def compare(
     where = usable_device(device)
     set_threads(threads)
     names = list(dict.fromkeys(name.strip() for name in flows.split(",")))
-    chosen = {name: parse(name, settings or []) for name in names}
-    config = fit_config(chosen[names[0]][1], minutes, steps, seed)
-    table = read_table(data, columns=columns.split(",") if columns else None, seed=config.seed)
+    images = are_images(data)
+    chosen = {name: parse(name, settings or [], images=images) for name in names}
+    config = fit_config(chosen[names[0]][1], minutes, steps, seed, images)
+    table = read(data, columns, dequantise, config.seed)
     gaps = checked(table, dequantise)
     plans = {
         name: make_plan(table, data, name, options, config, gaps, columns)
@@ -89,12 +90,15 @@ def compare(
 
 
 def _show(results: list[dict[str, Any]]) -> None:
-    head = ["flow", "held-out nats", "parameters", "steps", "seconds", "round trip"]
+    images = any("shape" in r for r in results)
+    score = "test_bits_per_dim" if images else "test_log_prob"
+    head = ["flow", "bits per dimension" if images else "held-out nats"]
+    head += ["parameters", "steps", "seconds", "round trip"]
     best_first = sorted(results, key=lambda r: -(r["test_log_prob"] or -1e300))
     rows = [
         [
             r["flow"],
-            nats(r["test_log_prob"], r["test_log_prob_se"]),
+            nats(r[score], r[f"{score}_se"]),
             f"{r['parameters']:,}",
             f"{r['steps']:,}",
             f"{r['seconds']:.4g}",

@@ -25,10 +25,10 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )  # fmt: skip
+from rootflow.cli.inputs import are_images, read, read_again
 from rootflow.cli.processes import joined, wait
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.train import Interrupted, checked, make_plan, train
-from rootflow.data import read_table
 
 __all__ = ["fit"]
 
@@ -76,16 +76,15 @@ def fit(
             _show(json.loads((out / "result.json").read_bytes()), out, as_json)
             return
         set_threads(threads or plan["threads"])
-        kept = plan["data"]
-        table = read_table(kept["source"], columns=kept["columns"], seed=kept["seed"])
-        runs.check_same(table, plan)
+        table = read_again(plan["data"])
     else:
         if data is None:
             raise WrongUse("DATA is missing; give a file or a built-in name such as galaxies")
         set_threads(threads)
-        options, chosen = parse(flow, settings or [])
-        config = fit_config(chosen, minutes, steps, seed)
-        table = read_table(data, columns=columns.split(",") if columns else None, seed=config.seed)
+        images = are_images(data)
+        options, chosen = parse(flow, settings or [], images=images)
+        config = fit_config(chosen, minutes, steps, seed, images)
+        table = read(data, columns, dequantise, config.seed)
         gaps = checked(table, dequantise)
         plan = make_plan(table, data, flow, options, config, gaps, columns)
     with joined(where, out) as rank:
@@ -111,14 +110,15 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
         return
     error = result["inverse_error"]
     bounds = result["lipschitz"]
-    noised = ", ".join(result["dequantised"])
+    images = "shape" in result
+    width = " x ".join(map(str, result["shape"])) if images else f"{result['features']} columns"
     lines = {
         "flow": f"{result['flow']} on {result['data']}, {result['parameters']:,} parameters",
-        "rows": f"{result['n_train']:,} train, {result['n_validation']:,} validation, "
-        f"{result['n_test']:,} test; {result['features']} columns",
-        "held-out": f"{nats(result['test_log_prob'], result['test_log_prob_se'])} nats per row"
-        + (f" (noise of one gap in {noised})" if noised else ""),
-        "round trip": f"{'–' if error is None else format(error, '.2g')} at most, in data units; "
+        "images" if images else "rows": f"{result['n_train']:,} train, "
+        f"{result['n_validation']:,} validation, {result['n_test']:,} test; {width}",
+        "held-out": held_out(result),
+        "round trip": f"{'–' if error is None else format(error, '.2g')} at most, "
+        f"in {'units of [0, 1]' if images else 'data units'}; "
         f"{math.floor(1e4 * result['converged_fraction']) / 100:g} % of the rows converged",
         "Lipschitz": f"at most {max(bounds):.4g} in each network, certified" if bounds else "–",
         "training": f"{result['steps']:,} steps in {result['seconds']:.4g} s, "
@@ -126,3 +126,14 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
         "report": str(run / "report.html"),
     }
     print_grid(list(lines.items()))
+
+
+def held_out(result: Mapping[str, Any]) -> str:
+    """The headline of a result in words."""
+    noised = ", ".join(result["dequantised"])
+    if "shape" not in result:
+        text = f"{nats(result['test_log_prob'], result['test_log_prob_se'])} nats per row"
+        return text + (f" (noise of one gap in {noised})" if noised else "")
+    text = f"{nats(result['test_bits_per_dim'], result['test_bits_per_dim_se'])} bits per dimension"
+    own = result["test_bits_per_dim_estimator_se"]
+    return text + (f", of which {own:.1g} by estimated log-determinants" if own else "")

@@ -1,5 +1,7 @@
 """``rootflow flows``: the flows of this version and their options."""
 
+from collections.abc import Mapping
+
 import rootflow
 from rootflow.cli.common import Debug, Json, print_grid, print_json
 
@@ -13,15 +15,20 @@ def flows(as_json: Json = False, debug: Debug = False) -> None:
         print_json({"flows": entries})
         return
     for entry in entries:
-        options = ", ".join(f"{name}={_word(value)}" for name, value in entry["options"].items())
+        images = entry["image_options"]
         print(f"{entry['name']}: {entry['summary']}")
         print_grid([
             ["  to score", entry["forward"]],
             ["  to sample", entry["inverse"]],
             ["  log-determinant", entry["log_det"]],
-            ["  options", options],
+            ["  options", _options(entry["options"])],
+            *([["  options for images", _options(images)]] if images else []),
             ["  source", entry["source"]],
         ])  # fmt: skip
+
+
+def _options(options: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={_word(value)}" for name, value in options.items())
 
 
 def _word(value: object) -> str:

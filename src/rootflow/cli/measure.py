@@ -16,12 +16,13 @@ from rootflow.bases import Normal
 from rootflow.cli.run import gaps
 from rootflow.errors import NotConverged
 from rootflow.lipschitz.networks import LipschitzNet
+from rootflow.plots.images import Pictures
 from rootflow.report import Evidence
+from rootflow.training.scores import by_rows
 
 __all__ = ["Measured", "log_density", "measure"]
 
 ROWS = 10_000  # of the round trip, the figures and the samples
-CHUNK = 2048
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,8 @@ class Measured:
 
     numbers: dict[str, Any]
     evidence: Evidence
-    log_prob: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-
-def by_rows(f: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-    """Map ``(n, d)`` to ``(n, width)`` in chunks; NaN in rows whose root find did not converge."""
-
-    def attempt(part: Tensor) -> Tensor:
-        try:
-            return f(part)
-        except NotConverged:
-            if len(part) == 1:
-                return part.new_full((1, width), torch.nan)
-            half = len(part) // 2
-            return torch.cat([attempt(part[:half]), attempt(part[half:])])
-
-    parts = [attempt(x[k : k + CHUNK]) for k in range(0, len(x), CHUNK)]
-    return torch.cat(parts) if parts else x.new_zeros(0, width)
+    log_prob: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None
+    pictures: Pictures | None = None
 
 
 def _array(t: Tensor) -> NDArray[np.float64]:

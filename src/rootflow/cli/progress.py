@@ -84,7 +84,9 @@ class Progress:
     def note(self, record: dict[str, Any]) -> None:
         """Remember the validation likelihood or the bound of a record."""
         if record["kind"] == "validation":
-            self.validation = f", validation {record['log_prob']:.4f} nats"
+            bits, nats = record.get("bits_per_dim"), record["log_prob"]
+            known = f"{nats:.4f} nats" if bits is None else f"{bits:.3f} bits per dimension"
+            self.validation = f", validation {known}"
         elif record["kind"] == "elbo" and record["elbo"] is not None:
             self.validation = f", ELBO {record['elbo']:.4f} nats"
 

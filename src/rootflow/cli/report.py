@@ -8,8 +8,8 @@ import typer
 
 from rootflow.cli import run as runs
 from rootflow.cli.common import Debug, Json, Threads, print_json, say, set_threads
-from rootflow.cli.measure import measure
-from rootflow.data import read_table
+from rootflow.cli.inputs import parts, read_again
+from rootflow.cli.train import measured
 from rootflow.errors import DataError
 from rootflow.report import write_report
 
@@ -29,19 +29,21 @@ def report(
     set_threads(threads)
     flow, plan = runs.open_run(run, torch.device("cpu"))
     data = plan["data"]
-    evidence, log_prob = None, None
+    found = None
     try:
         if "source" not in data:
             raise DataError(f"{run} does not say which table it was fitted to")
-        table = read_table(data["source"], columns=data["columns"], seed=data["seed"])
-        runs.check_same(table, plan)
+        table = read_again(data)
     except DataError as error:
         say(f"warning: no figures of held-out rows: {error}")
     else:
-        test = table.split(data["seed"], tuple(data["fractions"]))[2]
-        measured = measure(flow, table.values[test], data, data["seed"])
-        evidence, log_prob = measured.evidence, measured.log_prob
-    page = write_report(run, evidence, log_prob_fn=log_prob)
+        found = measured(flow, parts(table, data)[2], data, data["seed"], run)
+    if found is None:
+        page = write_report(run)
+    else:
+        page = write_report(
+            run, found.evidence, log_prob_fn=found.log_prob, pictures=found.pictures
+        )
     if as_json:
         print_json({"run": str(run), "report": str(page)})
     else:

@@ -1,6 +1,5 @@
 """The run directory: what config.json says, how a run begins, and how it is opened again."""
 
-import hashlib
 import json
 import re
 import time
@@ -8,32 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 import rootflow
 from rootflow.cli.common import say
-from rootflow.data import Table
-from rootflow.errors import CheckpointError, DataError, RootflowError
+from rootflow.cli.inputs import digest
+from rootflow.data import Images, Table
+from rootflow.errors import CheckpointError, RootflowError
 from rootflow.store import FORMAT_VERSION, read_config, write_json
 
 __all__ = [
-    "begin", "default_path", "describe", "digest", "gaps", "grid_start", "open_run", "read_plan",
+    "begin", "default_path", "describe", "gaps", "grid_start", "open_run", "read_plan",
 ]  # fmt: skip
 
 FRACTIONS = (0.8, 0.1, 0.1)
 
 
-def digest(table: Table) -> str:
-    """SHA-256 of names and values, by which a resumed run knows its data again."""
-    head = json.dumps(table.columns).encode()
-    return hashlib.sha256(head + np.ascontiguousarray(table.values).tobytes()).hexdigest()
-
-
 def describe(
-    table: Table, source: str, dequantised: Mapping[str, float], seed: int
+    table: Table | Images, source: str, dequantised: Mapping[str, float], seed: int
 ) -> dict[str, Any]:
     """The entry ``data`` of config.json; ``dequantised`` maps columns to the gap of their grid."""
+    if isinstance(table, Images):
+        return {
+            "source": str(Path(source).resolve()) if Path(source).exists() else source,
+            "name": Path(table.name).name, "shape": list(table.shape), "levels": table.levels,
+            "seed": seed, "sha256": digest(table),
+        }  # fmt: skip
     lowest = dict(zip(table.columns, map(float, table.values.min(0)), strict=True))
     return {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,
@@ -109,16 +108,12 @@ def open_run(run: Path, device: torch.device) -> tuple[rootflow.Flow, dict[str, 
     flow = rootflow.load(run, device)
     if not (run / "result.json").exists() and (run / "resume").is_dir():
         say(f"warning: the fit of {run} was interrupted; these are its best weights so far")
-    if "data" not in plan:
+    if "data" not in plan and len(flow.event) == 3:
+        plan["data"] = {"shape": list(flow.event), "levels": 256, "seed": 0}
+    elif "data" not in plan:
         names = [f"x{k + 1}" for k in range(flow.event[0])]
         plan["data"] = {"columns": names, "dtypes": ["float64"] * len(names), "dequantised": {}}
     return flow, plan
-
-
-def check_same(table: Table, plan: Mapping[str, Any]) -> None:
-    """Raise DataError unless the table is the one that the run began with."""
-    if digest(table) != plan["data"]["sha256"]:
-        raise DataError(f"{table.name}: the data have changed since the run began; start a new run")
 
 
 def gaps(data: Mapping[str, Any]) -> torch.Tensor | None:

@@ -13,12 +13,16 @@ from rootflow.cli.common import (
     Json,
     Seed,
     Threads,
+    WrongUse,
     print_json,
     set_threads,
     usable_device,
 )  # fmt: skip
+from rootflow.cli.pictures import draw, write_images
 from rootflow.cli.run import gaps, grid_start, open_run
 from rootflow.data import write_table
+from rootflow.errors import NotConverged
+from rootflow.transforms import Pixels
 
 __all__ = ["sample"]
 
@@ -29,30 +33,49 @@ def sample(
     run: Annotated[Path, typer.Argument(help="Directory that `rootflow fit` wrote.")],
     n: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")],
     out: Annotated[
-        Path | None, typer.Option(help="A .csv, .parquet, .npy or .npz file, not CSV to stdout.")
+        Path | None,
+        typer.Option(help="A .csv, .parquet, .npy or .npz file, of images .npy, .npz or .png."),
     ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Stretch the latent; below 1 keeps to likely rows.")
+    ] = 1.0,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw rows; dequantised columns are put back on their grid."""
+    """Draw rows as CSV or into a file; dequantised columns are put back on their grid.
+
+    Images are drawn into a file: .png shows them side by side, .npy and .npz hold their pixels.
+    """
     where = usable_device(device)
     set_threads(threads)
     flow, plan = open_run(run, where)
     data = plan["data"]
     generator = torch.Generator(where).manual_seed(seed)
+    if "shape" in data and (out is None or out.suffix.lower() not in (".npy", ".npz", ".png")):
+        raise WrongUse(f"--out {out or ''}: images are drawn into a .npy, .npz or .png file")
     sizes = [CHUNK] * (n // CHUNK) + [n % CHUNK] * (n % CHUNK > 0)
-    rows = torch.cat([flow.sample((size,), generator=generator).cpu().double() for size in sizes])
+    drawn = torch.cat([draw(flow, size, generator, temperature).cpu() for size in sizes])
+    if missed := int(drawn.flatten(1).isnan().any(1).sum()):
+        raise NotConverged(f"{missed:,} of {n:,} draws did not converge; none is written")
+    if "shape" in data:
+        assert out is not None
+        write_images(Pixels(data["levels"]).quantise(drawn).numpy(), data["levels"], out)
+        if as_json:
+            print_json({"run": str(run), "rows": n, "seed": seed, "shape": data["shape"],
+                        "out": str(out)})  # fmt: skip
+        return
+    rows = drawn.double()
     if (widths := gaps(data)) is not None:
         start, spacing = grid_start(data), torch.where(widths > 0, widths, 1.0)
         rows = torch.where(widths > 0, start + ((rows - start) / spacing).floor() * spacing, rows)
     if out is not None:
         write_table(rows, data["columns"], data["dtypes"], out)
     if as_json:
-        drawn = {"out": str(out)} if out is not None else {"values": rows.tolist()}
-        print_json({"run": str(run), "rows": n, "seed": seed, "columns": data["columns"], **drawn})
+        what = {"out": str(out)} if out is not None else {"values": rows.tolist()}
+        print_json({"run": str(run), "rows": n, "seed": seed, "columns": data["columns"], **what})
     elif out is None:
         with tempfile.TemporaryDirectory() as folder:
             write_table(rows, data["columns"], data["dtypes"], Path(folder) / "rows.csv")

@@ -2,12 +2,14 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
+import rootflow
 from rootflow.cli.common import (
     Debug,
     Device,
@@ -18,10 +20,14 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )
+from rootflow.cli.inputs import are_images, read
 from rootflow.cli.measure import log_density
 from rootflow.cli.run import open_run
-from rootflow.data import read_table
+from rootflow.data import Images, read_table
+from rootflow.errors import DataError
 from rootflow.store import write_atomically
+from rootflow.training.scores import score_images
+from rootflow.transforms import Pixels
 
 __all__ = ["score"]
 
@@ -39,12 +45,16 @@ def score(
 ) -> None:
     """Print the log-density of each row in nats, as CSV; low values are outliers.
 
-    Columns are matched by name. A row whose equations could not be solved gets nan.
+    Columns are matched by name. A row whose equations could not be solved gets nan. Images have
+    their bits per dimension beside it.
     """
     where = usable_device(device)
     set_threads(threads)
     flow, plan = open_run(run, where)
     data_plan = plan["data"]
+    if "shape" in data_plan:
+        _score_images(run, flow, data_plan, data, out, as_json)
+        return
     table = read_table(data, columns=data_plan["columns"], seed=data_plan.get("seed", 0))
     rows = torch.as_tensor(table.values, device=where)
     values = log_density(copy.deepcopy(flow).double(), rows, data_plan, DRAWS)[0].cpu()
@@ -67,3 +77,36 @@ def score(
         print("log_prob")
         for value in values.tolist():
             print(repr(value))
+
+
+def _score_images(
+    run: Path, flow: rootflow.Flow, plan: Mapping[str, Any], source: str, out: Path | None,
+    as_json: bool,
+) -> None:
+    """Nats and bits per dimension of each image; what the flow was not made for is refused."""
+    images = read(source, None, False, plan["seed"]) if are_images(source) else None
+    if not isinstance(images, Images):
+        raise DataError(f"{source}: holds no images; {run} is a flow of images")
+    if list(images.shape) != plan["shape"] or images.levels != plan["levels"]:
+        size, wanted = (" x ".join(map(str, s)) for s in (images.shape, plan["shape"]))
+        raise DataError(
+            f"{images.name}: {size} with {images.levels} levels; "
+            f"the flow was fitted to {wanted} with {plan['levels']}"
+        )
+    pixels = Pixels(plan["levels"])
+    scores = score_images(flow, torch.from_numpy(images.pixels), pixels, seed=plan["seed"])
+    values = scores.log_prob.tolist()
+    rows = [(value, pixels.bits_per_dim(value, flow.event)) for value in values]
+    if missed := int(scores.log_prob.isnan().sum()):
+        say(f"warning: {missed:,} of {len(rows):,} images did not converge; their score is nan")
+    lines = ["log_prob,bits_per_dim", *(f"{value!r},{bits!r}" for value, bits in rows)]
+    if out is not None:
+        write_atomically(out, "".join(f"{line}\n" for line in lines).encode())
+    if as_json:
+        print_json({
+            "run": str(run), "data": images.name, "rows": len(rows), "not_finite": missed,
+            **scores.summary(),
+            **({"scores": rows} if out is None else {"out": str(out)}),
+        })  # fmt: skip
+    elif out is None:
+        print("\n".join(lines))

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 import rootflow
 from rootflow.cli.common import WrongUse
 from rootflow.training import FitConfig
-from rootflow.zoo import ZOO
+from rootflow.training.config import FOR_IMAGES
+from rootflow.zoo import ZOO, build
 
 __all__ = ["build_flow", "fit_config", "merge_budget", "parse"]
 
@@ -20,17 +21,23 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def parse(
-    flow: str, assignments: Sequence[str], config: type[BaseModel] = FitConfig
+    flow: str,
+    assignments: Sequence[str],
+    config: type[BaseModel] = FitConfig,
+    images: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the flow and of the fit, from words such as ``blocks=4`` or ``fit.lr=1e-3``.
 
     A bare name is looked up among the options of the flow first, then among the fields of
-    ``config``. Raises WrongUse naming the valid
-    names for an unknown flow or key, or the wanted type for a bad value.
+    ``config``. ``images``: the flow is one of images. Raises WrongUse naming the valid names for an
+    unknown flow or key, or the wanted type for a bad value.
     """
     if flow not in ZOO:
         raise WrongUse(f"--flow {flow}: unknown; choose one of {', '.join(ZOO)}")
-    defaults, fields = ZOO[flow].options(), config.model_fields
+    try:
+        defaults, fields = ZOO[flow].options(images), config.model_fields
+    except ValueError as error:
+        raise WrongUse(f"--flow {flow}: {error}") from None
     options: dict[str, Any] = {}
     fit: dict[str, Any] = {}
     for assignment in assignments:
@@ -51,9 +58,14 @@ def parse(
 
 
 def fit_config(
-    settings: Mapping[str, Any], minutes: float | None, steps: int | None, seed: int | None
+    settings: Mapping[str, Any],
+    minutes: float | None,
+    steps: int | None,
+    seed: int | None,
+    images: bool = False,
 ) -> FitConfig:
     """The checked settings of a fit; five minutes unless a budget is given. Raises WrongUse."""
+    settings = {**(FOR_IMAGES if images else {}), **settings}
     return merge_budget(FitConfig, settings, minutes, steps, seed, default_minutes=5.0)
 
 
@@ -77,16 +89,16 @@ def merge_budget(
         raise WrongUse(f"{name}={first['input']!r} cannot be used: {text.lower()}") from None
 
 
-def build_flow(name: str, features: int, options: Mapping[str, Any], seed: int) -> rootflow.Flow:
+def build_flow(recipe: Mapping[str, Any], seed: int) -> rootflow.Flow:
     """The untrained flow, its weights drawn from ``seed``. Raises WrongUse for a bad option."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            flow = rootflow.flow(name, features, **options)
+            flow = build(recipe)
         with torch.no_grad():  # some options are looked at only when the flow is used
-            flow.eval().log_prob(torch.zeros(2, features))
+            flow.eval().log_prob(torch.zeros(2, *flow.event))
     except (TypeError, ValueError) as error:
-        raise WrongUse(f"flow {name}: {error}") from error
+        raise WrongUse(f"flow {recipe['name']}: {error}") from error
     return flow
 
 

@@ -1,31 +1,36 @@
 """From a table to a finished run directory: what `fit` does once and `compare` for each flow."""
 
 import json
+import math
 import shlex
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import rootflow
 from rootflow.cli import run as runs
 from rootflow.cli.common import say
-from rootflow.cli.measure import measure
+from rootflow.cli.inputs import parts
+from rootflow.cli.measure import Measured, measure
+from rootflow.cli.pictures import Album, measure_images
 from rootflow.cli.processes import wait
 from rootflow.cli.progress import Progress, Signals
 from rootflow.cli.settings import build_flow
-from rootflow.data import Table, describe_columns, require_rows
+from rootflow.data import Images, Table, describe_columns, require_rows
 from rootflow.errors import DataError, RootflowError
 from rootflow.report import write_report
 from rootflow.store import write_atomically, write_json
 from rootflow.training import FitConfig, History
 from rootflow.training.checkpoint import read_state
 from rootflow.training.parallel import World
+from rootflow.transforms import Pixels
 
-__all__ = ["Interrupted", "checked", "make_plan", "train"]
+__all__ = ["Interrupted", "checked", "make_plan", "measured", "train"]
 
 LEAST_ROWS = 20
 
@@ -38,11 +43,16 @@ class Interrupted(Exception):
         self.signal, self.step = signal, step
 
 
-def checked(table: Table, dequantise: bool) -> dict[str, float]:
-    """The gap of each column to be dequantised; warns of ties that stay.
+def checked(table: Table | Images, dequantise: bool) -> dict[str, float]:
+    """The gap of each column to be dequantised; warns of ties that stay. Images have none.
 
     Raises DataError for too few rows and for constant or repeated columns: they have no density.
     """
+    if isinstance(table, Images):
+        if min(map(len, (table.train, table.validation, table.test))) < 2:
+            count = len(table.pixels)
+            raise DataError(f"{table.name}: {count} images; at least {LEAST_ROWS} are needed")
+        return {}
     require_rows(table, LEAST_ROWS)
     gaps: dict[str, float] = {}
     for column, values in zip(describe_columns(table), table.values.T, strict=True):
@@ -63,11 +73,16 @@ def checked(table: Table, dequantise: bool) -> dict[str, float]:
 
 
 def make_plan(
-    table: Table, source: str, flow: str, options: Mapping[str, Any], config: FitConfig,
+    table: Table | Images, source: str, flow: str, options: Mapping[str, Any], config: FitConfig,
     gaps: Mapping[str, float], columns: str | None,
 ) -> dict[str, Any]:
     """What config.json of a new run says; also tries whether the flow can be built."""
-    recipe = build_flow(flow, len(table.columns), options, config.seed).recipe
+    size: dict[str, Any] = {}
+    if isinstance(table, Images):
+        size["shape"] = list(table.shape)
+    else:
+        size["features"] = len(table.columns)
+    recipe = build_flow({"name": flow, **size, "options": options}, config.seed).recipe
     words = ["rootflow", "fit", source, "--flow", flow]
     words += ["--columns", columns] if columns else []
     words += ["--dequantise"] if gaps else []
@@ -85,7 +100,7 @@ def make_plan(
 
 
 def train(
-    run: Path, plan: Mapping[str, Any], table: Table, device: torch.device, quiet: bool
+    run: Path, plan: Mapping[str, Any], table: Table | Images, device: torch.device, quiet: bool
 ) -> dict[str, Any]:
     """Fit, or go on fitting, the run that ``plan`` describes; measure and report it.
 
@@ -94,24 +109,24 @@ def train(
     stays valid then.
     """
     data, config = plan["data"], FitConfig.model_validate(plan["fit"])
-    parts = table.split(data["seed"], tuple(data["fractions"]))
+    rows = parts(table, data)
     try:
-        flow, history = _fit(run, plan, table, parts, device, quiet)
+        flow, history = _fit(run, plan, rows, device, quiet)
         if World().rank:
             return {}
         if not quiet:
-            say(f"measuring on {len(parts[2]):,} held-out rows")
-        measured = measure(flow, table.values[parts[2]], data, config.seed)
+            say(f"measuring on {len(rows[2]):,} held-out rows")
+        found = measured(flow, rows[2], data, config.seed, run)
         result = {
             "flow": plan["flow"]["name"],
             "data": data["name"],
-            **dict(zip(("n_train", "n_validation", "n_test"), map(len, parts), strict=True)),
-            "features": len(data["columns"]),
-            "columns": data["columns"],
+            **dict(zip(("n_train", "n_validation", "n_test"), map(len, rows), strict=True)),
+            "features": math.prod(flow.event),
+            **{key: data[key] for key in ("columns", "shape", "levels") if key in data},
             "parameters": sum(p.numel() for p in flow.parameters() if p.requires_grad),
             "steps": history.steps,
             "seconds": round(history.seconds, 3),
-            **measured.numbers,
+            **found.numbers,
             "device": str(device),
             "version": rootflow.__version__,
             "seed": config.seed,
@@ -119,11 +134,11 @@ def train(
             "skipped_steps": history.skipped,
             "best_step": history.best_step,
             "torch_threads": torch.get_num_threads(),
-            "dequantised": list(data["dequantised"]),
+            "dequantised": list(data.get("dequantised", [])),
         }
         flow.save(run)
         write_json(run / "result.json", result)
-        write_report(run, measured.evidence, log_prob_fn=measured.log_prob)
+        write_report(run, found.evidence, log_prob_fn=found.log_prob, pictures=found.pictures)
     except OSError as error:
         raise RootflowError(
             f"{run}: cannot be written: {error.strerror or error}; what was saved before is whole, "
@@ -132,14 +147,32 @@ def train(
     return result
 
 
+def measured(
+    flow: rootflow.Flow, rows: NDArray[Any], data: Mapping[str, Any], seed: int, run: Path
+) -> Measured:
+    """What the flow does with held-out rows of a table or with held-out images."""
+    if "shape" in data:
+        return measure_images(flow, rows, data, run)
+    return measure(flow, rows, data, seed)
+
+
 def _fit(
-    run: Path, plan: Mapping[str, Any], table: Table, parts: tuple[Any, Any, Any],
-    device: torch.device, quiet: bool,
+    run: Path, plan: Mapping[str, Any], rows: Sequence[NDArray[Any]], device: torch.device,
+    quiet: bool,
 ) -> tuple[rootflow.Flow, History]:
-    recipe, config = plan["flow"], FitConfig.model_validate(plan["fit"])
-    rows = torch.as_tensor(table.values, dtype=torch.float32, device=device)
-    flow = build_flow(recipe["name"], recipe["features"], recipe["options"], config.seed).to(device)
-    widths = runs.gaps(plan["data"])
+    config, data = FitConfig.model_validate(plan["fit"]), plan["data"]
+    flow = build_flow(plan["flow"], config.seed).to(device)
+    images, album = "shape" in data, None
+    given: dict[str, Any] = {}
+    if images:  # they stay whole numbers in memory, and on the CPU
+        train, validation = (torch.from_numpy(part) for part in rows[:2])
+        given["pixels"], album = Pixels(data["levels"]), Album(run, data)
+    else:
+        train, validation = (
+            torch.as_tensor(part, dtype=torch.float32, device=device) for part in rows[:2]
+        )
+        widths = runs.gaps(data)
+        given["gaps"] = None if widths is None else widths.to(train)
     saved = read_state(run / "resume")
     facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "records": []}
     if saved is not None:
@@ -167,9 +200,9 @@ def _fit(
             return signals.received is not None
 
         history = rootflow.fit(
-            flow, rows[parts[0]], rows[parts[1]], config=config,
-            gaps=None if widths is None else widths.to(rows),
+            flow, train, validation, config=config, **given,
             checkpoint=run / "resume", on_record=on_record, should_stop=should_stop,
+            on_validation=None if album is None else album.add,
         )  # fmt: skip
     if history.stopped == "interrupted":  # by a signal, perhaps to another process
         if World().rank == 0:

@@ -21,7 +21,7 @@ from .config import FitConfig
 from .parallel import World
 from .rows import Rows
 
-__all__ = ["History", "evaluate", "fit", "rows_at_once"]
+__all__ = ["History", "evaluate", "fit", "reseed", "rows_at_once"]
 
 Record = dict[str, Any]
 
@@ -41,6 +41,14 @@ class History:
     best_step: int = 0
     best_log_prob: float = -math.inf
     stopped: str = "budget"
+
+
+def reseed(flow: Flow, key: int) -> None:
+    """Let random terms and probes follow from ``key`` and their place in the flow alone."""
+    module: Any
+    for k, module in enumerate(flow.modules()):
+        if hasattr(module, "draws"):
+            module.draws = (key * 65_536 + 8 * k) % 2**63
 
 
 def rows_at_once(event: tuple[int, ...]) -> int:
@@ -187,13 +195,8 @@ class _Trainer:
             distribution._validate_args = validated
 
     def _reseed(self) -> None:
-        """Let random terms and probes follow from seed, step and place in the flow alone."""
         of_step = self.config.seed * 1_000_003 + self.step
-        base = (of_step * self.world.size + self.world.rank) * 65_536
-        module: Any
-        for k, module in enumerate(self.flow.modules()):
-            if hasattr(module, "draws"):
-                module.draws = base + 8 * k
+        reseed(self.flow, of_step * self.world.size + self.world.rank)
 
     def _skip(self) -> None:
         self.skipped += 1
