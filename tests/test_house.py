@@ -118,7 +118,7 @@ def test_version_is_the_same_everywhere():
 
 
 def test_import_is_light():
-    heavy = ["matplotlib", "pandas", "polars", "pyarrow", "scipy", "typer"]
+    heavy = ["matplotlib", "pandas", "polars", "pyarrow", "scipy", "sklearn", "typer"]
     code = f"import sys, rootflow; print(*[m for m in {heavy} if m in sys.modules])"
     result = run_python("-W", "error", "-c", code)
     assert result.returncode == 0, result.stderr

@@ -1,6 +1,7 @@
 """Normalizing flows you can evaluate, sample and trust; implicit flows first."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from . import inference
 from .errors import CheckpointError, DataError, NotConverged, RootflowError
@@ -12,6 +13,20 @@ try:
     __version__ = version("rootflow")
 except PackageNotFoundError:  # a source tree on the path, not installed
     __version__ = "0+source"
+
+if TYPE_CHECKING:
+    from .estimator import FlowDensity as FlowDensity
+    from .estimator import FlowOutlierDetector as FlowOutlierDetector
+
+
+def __getattr__(name: str) -> Any:
+    """Import the estimators when they are asked for: scikit-learn is optional, and heavy."""
+    if name in ("FlowDensity", "FlowOutlierDetector"):
+        from . import estimator
+
+        return getattr(estimator, name)
+    raise AttributeError(f"module 'rootflow' has no attribute {name!r}")
+
 
 __all__ = [
     "CheckpointError",

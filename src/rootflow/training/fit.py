@@ -57,13 +57,17 @@ def rows_at_once(event: tuple[int, ...]) -> int:
 
 
 @torch.no_grad()
-def evaluate(flow: Flow, x: Tensor, context: Tensor | None = None) -> tuple[float, float]:
-    """Mean log-density over the rows of x and its standard error, both in nats per row.
+def evaluate(
+    flow: Flow, x: Tensor, context: Tensor | None = None, weight: Tensor | None = None
+) -> tuple[float, float]:
+    """(Weighted) mean log-density of the rows of x and its standard error, in nats per row.
 
     Processes that train together share the work; NaN if a root find failed in one of them.
     """
-    world, n, chunk = World(), len(x), rows_at_once(flow.event)
-    x = world.share(x)
+    world, chunk = World(), rows_at_once(flow.event)
+    weight = x.new_ones(len(x)) if weight is None else weight
+    mass = weight.double().sum()
+    x, weight = world.share(x), world.share(weight).double()
     context = None if context is None else world.share(context)
     try:
         parts = [
@@ -72,12 +76,12 @@ def evaluate(flow: Flow, x: Tensor, context: Tensor | None = None) -> tuple[floa
         ]
         values = torch.cat([x.new_zeros(0), *parts]).double()
     except NotConverged:  # these weights are no candidates
-        values = x.new_full((1,), torch.nan, dtype=torch.float64)
-    total = values.sum()
+        values = torch.full_like(weight, torch.nan)
+    total = (weight * values).sum()
     world.add_([total])
-    squares = (values - total / n).square().sum()
+    squares = (weight * (values - total / mass)).square().sum()
     world.add_([squares])
-    return float(total / n), float(squares.sqrt() / n)
+    return float(total / mass), float(squares.sqrt() / mass)
 
 
 def _check(x: Tensor, name: str, flow: Flow, pixels: Pixels | None) -> None:
@@ -256,6 +260,7 @@ def fit(
     context: Tensor | None = None,
     validation_context: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    validation_weight: Tensor | None = None,
     gaps: Tensor | None = None,
     pixels: Pixels | None = None,
     checkpoint: Path | None = None,
@@ -295,6 +300,8 @@ def fit(
         validation = validation[: config.validation_rows]
         if validation_context is not None:
             validation_context = validation_context[: len(validation)]
+        if validation_weight is not None:
+            validation_weight = validation_weight[: len(validation)]
     for part in flow.modules():
         if isinstance(part, Standardise) and not bool(part.known):
             part.set(train, config.whiten)
@@ -371,7 +378,7 @@ def fit(
             return
         own = trainer.put(trainer.average)
         flow.eval()
-        mean, error = evaluate(flow, validation, validation_context)
+        mean, error = evaluate(flow, validation, validation_context, validation_weight)
         entry: Record = {
             "kind": "validation", "step": trainer.step, "seconds": seconds,
             "log_prob": mean, "log_prob_se": error,
