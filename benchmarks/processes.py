@@ -2,8 +2,8 @@
 
     python benchmarks/processes.py [--flow monotone] [--batch 512] [--steps 60]
 
-Each line is one `rootflow fit` of its own; the budget is in steps, so all do the same work. Seconds are
-those of the fit without its start, validation and report.
+Each line is one `rootflow fit` of its own; the budget is in steps, so all do the same work. Seconds
+are those of the fit without its start, validation and report.
 """
 
 import argparse
@@ -24,7 +24,8 @@ def steps_per_second(processes: int, threads: int, words: list[str]) -> float:
         run = Path(folder) / "run"
         start = [sys.executable, "-m"]
         if processes > 1:
-            start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+            start += ["torch.distributed.run", "--standalone"]
+            start += [f"--nproc-per-node={processes}", "-m"]
         command = [*start, "rootflow", "fit", "galaxies", "--out", str(run), "--quiet", *words]
         env = os.environ | {"OMP_NUM_THREADS": str(threads)}
         command += ["--threads", str(threads)]
