@@ -23,10 +23,13 @@ from rootflow.experiments import (
     SCALES,
     Recipe,
     Result,
-    Row,
     Scale,
     Stopped,
+    duration,
+    grids,
     names,
+    page,
+    read,
     recipe,
     recipes,
     run,
@@ -42,9 +45,12 @@ def reproduce(
         Path | None, typer.Option(help="Directory of the run.  [default: runs/NAME-SCALE-SEED]")
     ] = None,
     store: Annotated[
-        Path, typer.Option(help="File to which a line about the finished run is added.")
+        Path, typer.Option(help="File to which a line about each run is added.")
     ] = Path("runs/results.jsonl"),
     list_all: Annotated[bool, typer.Option("--list", help="List the experiments.")] = False,
+    results: Annotated[
+        bool, typer.Option("--results", help="Print all results of the store as a Markdown page.")
+    ] = False,
     seed: Seed = 0,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -59,6 +65,11 @@ def reproduce(
     if list_all:
         _list(as_json)
         return
+    if results:
+        if not store.exists():
+            raise WrongUse(f"--store {store}: no such file; run an experiment first")
+        print(page(read(store), recipes()), end="")
+        return
     if name is None:
         raise WrongUse("say which experiment; `rootflow reproduce --list` lists them")
     chosen: Scale | None = next((known for known in SCALES if known == scale), None)
@@ -70,7 +81,7 @@ def reproduce(
     found = recipe(name)
     out = out or Path("runs") / f"{name}-{chosen}-{seed}"
     if not quiet:
-        minutes = _minutes(found.settings[chosen].minutes())
+        minutes = duration(found.settings[chosen].minutes())
         say(f"{name} at scale {chosen}: at most about {minutes} on an idle core; writes {out}")
     words = ["rootflow", "reproduce", name, "--scale", chosen, "--seed", str(seed)]
     words += ["--out", str(out)]
@@ -99,7 +110,7 @@ def _list(as_json: bool) -> None:
         print_json({"experiments": [_describe(found) for found in known]})
         return
     for found in known:
-        times = (f"{s} {_minutes(found.settings[s].minutes())}" for s in SCALES)
+        times = (f"{s} {duration(found.settings[s].minutes())}" for s in SCALES)
         print(f"{found.name}: {found.summary}\n  at most, on an idle core: {', '.join(times)}")
         print(f"  source: {found.source}")
 
@@ -110,41 +121,10 @@ def _describe(found: Recipe) -> dict[str, Any]:
             "minutes": minutes}  # fmt: skip
 
 
-def _minutes(minutes: float) -> str:
-    if minutes < 1:
-        return f"{max(round(60 * minutes), 1)} s"
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
-
-
 def _show(result: Result, out: Path) -> None:
-    """The table; columns that no row fills are left out."""
-    for measure in dict.fromkeys(row.measure for row in result.rows):
-        rows = [row for row in result.rows if row.measure == measure]
-        labels = list(dict.fromkeys(label for row in rows for label in row.labels))
-        own = [key for key in ("exact", "published") if any(getattr(r, key) for r in rows)]
-        more = list(dict.fromkeys(key for row in rows for key in row.more))
-        grid = []
-        for row in rows:
-            line = [row.labels.get(label, "–") for label in labels]
-            line.append(_number(row))
-            line += [_short(getattr(row, key)) for key in own]
-            grid.append(line + [_short(row.more.get(key)) for key in more])
-        print_grid(grid, [*labels, measure, *own, *more])
+    for head, lines in grids(result.rows):
+        print_grid(lines, head)
     for row in result.rows:
         if row.error is not None:
             say(f"failed: {row.key}: {row.error}")
     print(f"{result.seconds:.0f} s; pictures in {out / 'figures'}")
-
-
-def _number(row: Row) -> str:
-    if row.error is not None or row.ours is None:
-        return "failed"
-    spread = "" if row.se is None else f" ± {row.se:.1g}"
-    return _short(row.ours) + spread
-
-
-def _short(value: float | None) -> str:
-    if value is None:
-        return "–"
-    whole = value == int(value) and abs(value) < 1e12
-    return f"{int(value):,}" if whole else f"{value:.4g}"

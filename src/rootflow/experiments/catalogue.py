@@ -36,13 +36,18 @@ KINDS: dict[str, type[Settings]] = {
 
 
 class Recipe(Strict):
-    """One experiment. ``published`` maps a row, its labels joined by a slash, to a number."""
+    """One experiment.
+
+    ``published`` maps a row, its labels joined by a slash, to a number; ``notes`` say what a scale
+    does otherwise than the paper.
+    """
 
     name: str
     kind: str
     summary: str
     source: str
     published: dict[str, float] = Field(default_factory=dict)
+    notes: dict[Scale, str] = Field(default_factory=dict)
     common: dict[str, Any] = Field(default_factory=dict)
     smoke: dict[str, Any]
     small: dict[str, Any]

@@ -101,6 +101,10 @@ class Comparison(Settings):
             "seconds": self.seconds, "steps": self.steps, "clock": "processor", **self.fit
         }  # fmt: skip
 
+    def variant(self, name: str, label: str) -> Variant:
+        """A row of the table as it is for one set."""
+        return self.flows[label]
+
     def pictured(self, name: str, flow: Flow) -> dict[str, Tensor]:
         """Arrays to keep for the pictures."""
         return {}
@@ -121,11 +125,12 @@ class Comparison(Settings):
         return self.seeds * sum(one) / 60
 
     def parts(self) -> Sequence[Part]:
-        about = self.model_dump(mode="json", exclude={"flows", "references", "seeds"})
+        kept = {"flows", "references", "seeds", "tables", "toys", "shown", "measuring"}
+        about = self.model_dump(mode="json", exclude=kept)
         return [
             Part(
                 key(name, label, start),
-                {**about, "data": name, "flow": self.flows[label].model_dump(mode="json"),
+                {**about, "data": name, "flow": self.variant(name, label).model_dump(mode="json"),
                  "start": start, **self.budget(name)},
                 partial(self._study, name, label, start),
             )
@@ -136,7 +141,7 @@ class Comparison(Settings):
 
     def _study(self, name: str, label: str, start: int, job: Job) -> dict[str, Any]:
         """Fit one flow, its best weights chosen on the validation rows; score the test rows."""
-        variant, seed = self.flows[label], job.seed + start
+        variant, seed = self.variant(name, label), job.seed + start
         rows = self.rows(name, seed)
         flow = build(variant.flow, rows.train.shape[1], variant.options, seed)
         budget = {**self.budget(name), **variant.fit}

@@ -83,7 +83,8 @@ class Toys(Comparison):
                 arrays = part.shown()
                 bits = arrays["log_q"].mean() * self.UNIT
                 learned[f"{label}: {bits:.3f}"] = arrays["learned"].reshape(shape)
-            title = f"{name}: {self.entropy(name) / math.log(2):.3f} bits"
+            title = f"{name}: {self.entropy(name) / math.log(2):.3f}"
             strips.append(plots_lengths.Strip(title, extent, exact, learned))
         if self.shown:
-            job.draw("densities", plots_lengths.strips(strips, "Exact and learned densities"))
+            title = "Exact and learned densities, with entropy and scores in bits"
+            job.draw("densities", plots_lengths.strips(strips, title))
