@@ -12,7 +12,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PINNED := -c constraints.txt
 
-.PHONY: help setup run test lint format bench docs clean
+.PHONY: help setup run test lint format bench results docs clean
 
 help: ## list these commands
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -60,6 +60,9 @@ bench: .venv/.bench ## benchmark tables, MINUTES a flow; GRID=full, REPO=path fo
 	$(BIN)/python benchmarks/tables.py --minutes $(MINUTES)
 	$(BIN)/python benchmarks/zoo.py $(if $(filter full,$(GRID)),,--quick)
 	$(if $(REPO),$(BIN)/python benchmarks/published.py --repo $(REPO),@echo "published code: not run, give REPO=path")
+
+results: setup ## docs/results.md from docs/results.jsonl
+	$(BIN)/rootflow reproduce --results --store docs/results.jsonl > docs/results.md
 
 docs: .venv/.docs ## the site, into docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

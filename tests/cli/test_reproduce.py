@@ -99,3 +99,11 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
     assert "the same command goes on from here: rootflow reproduce one-d-fit" in rest
     assert (tmp_path / "run" / "parts" / "by-hand" / "result.json").exists()
     assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_results_are_a_page(tiny):
+    fails(2, "reproduce", "--results", says=["runs/results.jsonl", "no such file"])
+    succeeds("reproduce", "tiny", "-q")
+    text = succeeds("reproduce", "--results").stdout
+    assert text.startswith("# Results\n")
+    assert all(f"## {found.name}\n" in text for found in experiments.recipes())
