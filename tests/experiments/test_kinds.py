@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.helpers import PLANE, zoo_recipe
-from rootflow.experiments import Recipe, fits, layers, run
+from rootflow.experiments import Recipe, fits, layers, names, recipe, run
 from rootflow.experiments.parts import Job
 from rootflow.experiments.slopes import GRID, Slopes, ThreeParameters, lower_bound, steep
 from rootflow.zoo import ZOO
@@ -17,10 +17,18 @@ def pictures(out):
     return {path.name for path in (out / "figures").iterdir()}
 
 
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_runs_at_smoke_scale(name, tmp_path):
+    found = recipe(name)
+    result = run(found, "smoke", tmp_path)
+    assert [row.error for row in result.rows if row.error is not None] == []
+    assert len({(row.measure, row.key) for row in result.rows}) == len(result.rows) > 1
+
+
 @pytest.mark.parametrize("mixture", [None, PLANE], ids=["line", "plane"])
 def test_zoo(mixture, tmp_path):
-    recipe = zoo_recipe(**({} if mixture is None else {"mixtures": {"m": mixture}}))
-    result = run(recipe, "smoke", tmp_path)
+    made = zoo_recipe(**({} if mixture is None else {"mixtures": {"m": mixture}}))
+    result = run(made, "smoke", tmp_path)
     assert result.failed == 0
     assert pictures(tmp_path) == {"m-monotone.png", "m-residual.png", "overview-m.png"}
     for row in result.rows:
@@ -110,9 +118,9 @@ def test_slopes(tmp_path):
         "slope": 10.0, "blocks": [1, 2], "starts": 1, "stairs": [2.0, 4.0], "most_blocks": 2,
         "steps": 20, "batch": 16, "options": {"hidden": [8], "activation": "cpila"},
     }  # fmt: skip
-    recipe = Recipe(name="s", kind="slopes", summary="", source="", common=common,
+    made = Recipe(name="s", kind="slopes", summary="", source="", common=common,
                     smoke={}, small={}, paper={})  # fmt: skip
-    result = run(recipe, "smoke", tmp_path)
+    result = run(made, "smoke", tmp_path)
     assert result.failed == 0
     assert pictures(tmp_path) == {"fits.png", "errors.png", "staircase.png"}
     rows = {row.key: row for row in result.rows}
@@ -128,9 +136,9 @@ def test_inference(tmp_path):
         "lengths": [1, 2], "shown": [2], "steps": 2, "seconds": 60.0, "points": 64, "cells": 20,
         "fit": {"draws": 16, "validation_draws": 50, "gaussian": False},
     }  # fmt: skip
-    recipe = Recipe(name="i", kind="inference", summary="", source="", common=common,
+    made = Recipe(name="i", kind="inference", summary="", source="", common=common,
                     smoke={}, small={}, paper={})  # fmt: skip
-    result = run(recipe, "smoke", tmp_path)
+    result = run(made, "smoke", tmp_path)
     assert result.failed == 0
     assert pictures(tmp_path) == {"residual.png", "kl-by-length.png"}
     assert [row.key for row in result.rows] == [

@@ -59,7 +59,7 @@ def test_a_page():
 
 def test_an_experiment_without_results_says_how_to_get_some():
     text = page([], [known(published={"x/y": 4.0})])
-    assert "Not run here; `rootflow reproduce e` takes at most" in text
+    assert "Not run here yet: `rootflow reproduce e`." in text
     assert "| x, y | 4 |" in text
 
 
@@ -106,4 +106,5 @@ def test_numbers_in_words():
 
 
 def test_the_committed_page_is_what_the_store_gives():
+    """If not: ``make results``."""
     assert (DOCS / "results.md").read_text() == page(read(DOCS / "results.jsonl"), recipes())

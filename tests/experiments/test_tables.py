@@ -77,10 +77,12 @@ def test_every_row_of_table_2_has_a_recipe():
 
 
 @pytest.mark.parametrize(("name", "d"), [("galaxies", 7), ("patches", 63)])
-def test_flows_of_roots_are_compared_at_equal_parameters(name, d):
+def test_flows_of_roots_have_equally_many_networks(name, d):
     settings = recipe("tables").settings["small"]
+    variants = [settings.variant(name, label) for label in ("residual", "implicit", "monotone")]
     count = [
-        sum(p.numel() for p in build(v.flow, d, v.options, 0).parameters())
-        for v in (settings.variant(name, label) for label in ("residual", "implicit", "monotone"))
-    ]
-    assert max(count) < 1.06 * min(count)
+        sum(p.numel() for key, p in build(v.flow, d, v.options, 0).named_parameters()
+            if ".nets." in key)
+        for v in variants
+    ]  # fmt: skip
+    assert count[0] == count[1] == count[2] > 0

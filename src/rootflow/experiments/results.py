@@ -42,15 +42,11 @@ def page(results: Sequence[Result], known: Sequence[Recipe]) -> str:
                 shown |= {row.key for row in rows}
                 lines += [*_about(recipe.name, runs, recipe.notes.get(scale)), *_tables(rows)]
         if not shown:
-            command = f"`rootflow reproduce {recipe.name}`"
-            time = recipe.settings["small"].minutes()
-            lines.append(f"Not run here; {command} takes at most {duration(time)} on one core.\n")
+            lines.append(f"Not run here yet: `rootflow reproduce {recipe.name}`.\n")
         missing = {key: value for key, value in recipe.published.items() if key not in shown}
         if missing:
             command = f"`rootflow reproduce {recipe.name} --scale paper`"
-            time = recipe.settings["paper"].minutes()
-            words = f"{command}, at most {duration(time)} on one core"
-            lines.append(f"Published, and not run here ({words}):\n")
+            lines.append(f"Published, and not run here: {command}.\n")
             grid = [[key.replace("/", ", "), short(value)] for key, value in missing.items()]
             lines.append(_markdown((["row", "published"], grid)))
     return "\n".join(lines)
