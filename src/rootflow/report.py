@@ -44,6 +44,7 @@ class Evidence:
     ``columns``: d names. ``test`` (n, d), ``samples`` (m, d): in the units of the data. ``latent``
     (n, d): of the test rows. ``round_trip_error`` (n,): from x to inverse(forward(x)), data units.
     ``certificate`` (n,): bound on the distance to the exact latent. ``log_prob`` (n,): nats.
+    ``levels``: the texts of columns of text, whose numbers are their positions; NaN is empty.
     """
 
     columns: Sequence[str] = ()
@@ -53,6 +54,7 @@ class Evidence:
     round_trip_error: Array = field(default_factory=_nothing)
     certificate: Array = field(default_factory=_nothing)
     log_prob: Array = field(default_factory=_nothing)
+    levels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         d = len(self.columns)
@@ -222,9 +224,18 @@ def _unlikely(evidence: Evidence, most_rows: int = 6, most_columns: int = 12) ->
     lines = ["".join(f"<th>{escape(name)}</th>" for name in head)]
     for row in np.argsort(evidence.log_prob)[:most_rows]:
         cells = [f"{row + 1:,}", _signed(float(evidence.log_prob[row]), ".4g")]
-        cells += [_signed(float(value), ".5g") for value in evidence.test[row, :most_columns]]
+        texts = [evidence.levels.get(name, ()) for name in evidence.columns[:most_columns]]
+        cells += [_cell(float(value), levels) for value, levels in
+                  zip(evidence.test[row, :most_columns], texts, strict=False)]  # fmt: skip
         lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     return "".join(f"<tr>{line}</tr>\n" for line in lines)
+
+
+def _cell(value: float, levels: Sequence[str]) -> str:
+    """A value of the table, as text where its column holds text."""
+    if math.isnan(value):
+        return DASH
+    return escape(levels[int(value)]) if levels else _signed(value, ".5g")
 
 
 def _command(config: Json, flow: str, data: str) -> str:

@@ -60,18 +60,20 @@ def test_truncated_parquet(tmp_path):
 def test_constant_column(tmp_path):
     path = write_csv(tmp_path / "t.csv", np.column_stack([GOOD, np.full(60, 7.0)]))
     out = tmp_path / "run"
-    fails(1, "fit", path, *TINY, "--out", out, says=["column c", "always 7", "--columns"])
+    says = ["column c", "always 7", "--columns"]
+    fails(1, "fit", path, *TINY, "--out", out, "--as-is", says=says)
     assert not out.exists()
-    succeeds("fit", path, *TINY, "--out", out, "--columns", "b,a")
+    succeeds("fit", path, *TINY, "--out", out, "--columns", "b,a", "--as-is")
 
 
 def test_repeated_column(tmp_path):
     path = write_csv(tmp_path / "t.csv", np.column_stack([GOOD, GOOD[:, 0]]))
-    fails(1, "fit", path, *TINY, "--out", tmp_path / "run", says=["column c repeats column a"])
+    says = ["column c repeats column a"]
+    fails(1, "fit", path, *TINY, "--out", tmp_path / "run", "--as-is", says=says)
 
 
 def test_a_column_far_from_zero_gets_a_warning(tmp_path):
     path = write_csv(tmp_path / "t.csv", GOOD + np.array([1e9, 0]))
-    result = succeeds("fit", path, *TINY, "--out", tmp_path / "run")
+    result = succeeds("fit", path, *TINY, "--out", tmp_path / "run", "--as-is")
     assert "warning: column a varies little" in result.stderr
     assert "column b" not in result.stderr

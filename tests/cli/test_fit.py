@@ -109,20 +109,23 @@ def tied(tmp_path):
     return write_csv(tmp_path / "tied.csv", np.column_stack([counts, spread]))
 
 
-def test_ties_are_warned_of_and_left_alone(tied, tmp_path):
-    result = succeeds("fit", tied, *TINY, "--out", tmp_path / "run")
+def test_ties_are_warned_of_and_left_alone_if_columns_are_taken_as_they_are(tied, tmp_path):
+    result = succeeds("fit", tied, *TINY, "--out", tmp_path / "run", "--as-is")
     assert result.stderr.count("warning: ") == 1
     assert "column a has only" in result.stderr
-    assert "--dequantise" in result.stderr
     assert read(tmp_path / "run" / "result.json")["dequantised"] == []
+    assert " --as-is" in read(tmp_path / "run" / "config.json")["command"]
 
 
-def test_dequantise(tied, tmp_path):
+def test_ties_get_cells(tied, tmp_path):
     out = tmp_path / "run"
-    assert succeeds("fit", tied, *TINY, "--out", out, "--dequantise").stderr == ""
+    loud = [word for word in TINY if word != "--quiet"]
+    assert "column a: whole numbers, " in succeeds("fit", tied, *loud, "--out", out).stderr
     result = read(out / "result.json")
     assert result["dequantised"] == ["a"]
-    assert read(out / "config.json")["data"]["dequantised"] == {"a": 1.0}
+    assert [c["kind"] for c in read(out / "config.json")["data"]["schema"]["columns"]] == [
+        "integer", "continuous"
+    ]  # fmt: skip
     assert -8 < result["test_log_prob"] < -3  # near that of a discrete and a normal column
     drawn = tmp_path / "drawn.csv"
     succeeds("sample", out, "-n", "50", "--out", drawn)
@@ -130,19 +133,6 @@ def test_dequantise(tied, tmp_path):
     assert (numbers[:, 0] == numbers[:, 0].round()).all()
     assert not (numbers[:, 1] == numbers[:, 1].round()).any()
     assert succeeds("score", out, tied).stdout == succeeds("score", out, tied).stdout
-
-
-def test_dequantise_without_ties_says_so(table, tmp_path):
-    result = succeeds("fit", table, *TINY, "--out", tmp_path / "run", "--dequantise")
-    assert "no effect" in result.stderr
-
-
-def test_a_point_mass_is_warned_of(tmp_path):
-    x = np.random.default_rng(0).normal(size=(400, 2))
-    x[:60, 0] = 0
-    path = write_csv(tmp_path / "t.csv", x)
-    result = succeeds("fit", path, *TINY, "--out", tmp_path / "run", "--dequantise")
-    assert "column a is exactly 0" in result.stderr
 
 
 @pytest.mark.parametrize(

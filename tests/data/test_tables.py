@@ -363,7 +363,6 @@ def test_verdicts():
         assert report.quantised
         assert report.gap == pytest.approx(gap, rel=1e-6)
         assert f"spaced by {gap:g}" in report.warning
-        assert "--dequantise" in report.warning
     assert (spike.point_mass, spike.quantised) == (0, False)
     assert spike.top_share == pytest.approx(0.05, abs=0.015)
     assert "exactly 0 in" in spike.warning

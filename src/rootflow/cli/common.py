@@ -19,8 +19,9 @@ from typer.core import TyperGroup
 from rootflow.errors import RootflowError
 
 __all__ = [
-    "Columns", "Commands", "Debug", "Dequantise", "Device", "Json", "Quiet", "Seed", "Threads",
-    "WrongUse", "nats", "plain", "print_grid", "print_json", "say", "set_threads", "usable_device",
+    "AsIs", "Columns", "Commands", "Debug", "Device", "Json", "Kinds", "Memory", "Missing",
+    "Quiet", "Seed", "Threads", "WrongUse", "nats", "plain", "print_grid", "print_json", "say",
+    "set_threads", "usable_device",
 ]  # fmt: skip
 
 Wide = {"help_option_names": ["-h", "--help"]}
@@ -43,9 +44,25 @@ Threads = Annotated[
     int | None, typer.Option(min=1, help="Threads of torch.  [default: as torch chooses]")
 ]
 Columns = Annotated[str | None, typer.Option(help="Use these columns only: a,b,c.")]
-Dequantise = Annotated[
-    bool, typer.Option("--dequantise", help="Add noise of one gap to columns on a grid.")
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", metavar="NAME=KIND", help="What a column is, instead of what its "
+                 "numbers say: continuous, positive, bounded:A,B, circular:A,B, integer, grid:GAP, "
+                 "mass:A, category, ordered:a<b<c; repeatable."),
+]  # fmt: skip
+Missing = Annotated[
+    str,
+    typer.Option(help="Empty cells: keep them as a value of their own, drop their rows, refuse "
+                 "them; auto keeps them where they are common."),
+]  # fmt: skip
+AsIs = Annotated[
+    bool, typer.Option("--as-is", help="Take all columns as free real numbers, as they are.")
 ]
+Memory = Annotated[
+    float | None,
+    typer.Option(min=0, metavar="GIB", help="Keep a larger table in a temporary file.  "
+                 "[default: half of the machine's]"),
+]  # fmt: skip
 Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
 Debug = Annotated[
     bool,

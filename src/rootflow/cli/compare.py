@@ -8,11 +8,14 @@ import typer
 
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
+    AsIs,
     Columns,
     Debug,
-    Dequantise,
     Device,
     Json,
+    Kinds,
+    Memory,
+    Missing,
     Quiet,
     Seed,
     Threads,
@@ -25,7 +28,8 @@ from rootflow.cli.common import (
 )  # fmt: skip
 from rootflow.cli.inputs import are_images, read
 from rootflow.cli.settings import fit_config, parse
-from rootflow.cli.train import Interrupted, checked, make_plan, train
+from rootflow.cli.tables import Reading
+from rootflow.cli.train import Interrupted, make_plan, train
 from rootflow.errors import RootflowError
 
 __all__ = ["compare"]
@@ -46,7 +50,10 @@ def compare(
         Path | None, typer.Option(help="Keep the run directories, in this directory.")
     ] = None,
     seed: Seed = 0,
-    dequantise: Dequantise = False,
+    kinds: Kinds = None,
+    missing: Missing = "auto",
+    as_is: AsIs = False,
+    memory: Memory = None,
     threads: Threads = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -60,10 +67,10 @@ def compare(
     images = are_images(data)
     chosen = {name: parse(name, settings or [], images=images) for name in names}
     config = fit_config(chosen[names[0]][1], minutes, steps, seed, images)
-    table = read(data, columns, dequantise, config.seed)
-    gaps = checked(table, dequantise)
+    reading = Reading.of(columns, kinds, missing, as_is, memory)
+    table = read(data, reading, config.seed, quiet)
     plans = {
-        name: make_plan(table, data, name, options, config, gaps, columns)
+        name: make_plan(table, data, name, options, config, reading)
         for name, (options, _) in chosen.items()
     }
     with tempfile.TemporaryDirectory() as folder:

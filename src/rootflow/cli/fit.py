@@ -10,11 +10,14 @@ import typer
 
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
+    AsIs,
     Columns,
     Debug,
-    Dequantise,
     Device,
     Json,
+    Kinds,
+    Memory,
+    Missing,
     Quiet,
     Threads,
     WrongUse,
@@ -28,7 +31,8 @@ from rootflow.cli.common import (
 from rootflow.cli.inputs import are_images, read, read_again
 from rootflow.cli.processes import joined, wait
 from rootflow.cli.settings import fit_config, parse
-from rootflow.cli.train import Interrupted, checked, make_plan, train
+from rootflow.cli.tables import Reading, byte_count
+from rootflow.cli.train import Interrupted, make_plan, train
 
 __all__ = ["fit"]
 
@@ -52,7 +56,10 @@ def fit(
     columns: Columns = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    dequantise: Dequantise = False,
+    kinds: Kinds = None,
+    missing: Missing = "auto",
+    as_is: AsIs = False,
+    memory: Memory = None,
     threads: Threads = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -68,7 +75,8 @@ def fit(
     if resume:
         if out is None:
             raise WrongUse("--resume: say which run with --out RUN")
-        if data or settings or columns or dequantise or (minutes, steps, seed) != (None,) * 3:
+        given = (data, settings, columns, kinds, as_is, missing != "auto", minutes, steps)
+        if any(given) or seed is not None:
             raise WrongUse("--resume takes data and settings from the run; give only --out with it")
         plan = runs.read_plan(out)
         if (out / "result.json").exists():
@@ -76,7 +84,7 @@ def fit(
             _show(json.loads((out / "result.json").read_bytes()), out, as_json)
             return
         set_threads(threads or plan["threads"])
-        table = read_again(plan["data"])
+        table = read_again(plan["data"], byte_count(memory))
     else:
         if data is None:
             raise WrongUse("DATA is missing; give a file or a built-in name such as galaxies")
@@ -84,9 +92,9 @@ def fit(
         images = are_images(data)
         options, chosen = parse(flow, settings or [], images=images)
         config = fit_config(chosen, minutes, steps, seed, images)
-        table = read(data, columns, dequantise, config.seed)
-        gaps = checked(table, dequantise)
-        plan = make_plan(table, data, flow, options, config, gaps, columns)
+        reading = Reading.of(columns, kinds, missing, as_is, memory)
+        table = read(data, reading, config.seed, quiet)
+        plan = make_plan(table, data, flow, options, config, reading)
     with joined(where, out) as rank:
         if not resume:
             out = out or runs.default_path(data or "", flow)
@@ -130,10 +138,9 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
 
 def held_out(result: Mapping[str, Any]) -> str:
     """The headline of a result in words."""
-    noised = ", ".join(result["dequantised"])
     if "shape" not in result:
         text = f"{nats(result['test_log_prob'], result['test_log_prob_se'])} nats per row"
-        return text + (f" (noise of one gap in {noised})" if noised else "")
+        return text + (" at least" if result["dequantised"] else "")
     text = f"{nats(result['test_bits_per_dim'], result['test_bits_per_dim_se'])} bits per dimension"
     own = result["test_bits_per_dim_estimator_se"]
     return text + (f", of which {own:.1g} by estimated log-determinants" if own else "")

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rootflow.cli.common import WrongUse
-from rootflow.data import BUILTIN, IMAGES, Images, Table, read_images, read_table
+from rootflow.cli.tables import LEAST_ROWS, Parts, Reading, read_new
+from rootflow.cli.tables import read_again as read_table_again
+from rootflow.data import BUILTIN, IMAGES, Images, read_images
 from rootflow.data.prepared import NOTE, PREPARED
+from rootflow.data.schema import Schema
 from rootflow.errors import DataError
 
-__all__ = ["are_images", "digest", "parts", "read", "read_again"]
+__all__ = ["are_images", "digest", "parts", "read", "read_again", "schema_of"]
 
 SUFFIX = "-images"  # tells the images called "digits" from the table of that name
 PREPARED_IMAGES = {*PREPARED["images"], "imagenet32", "imagenet64"}  # whose reader says which
@@ -40,47 +42,57 @@ def are_images(source: str) -> bool:
     return any(a.dtype == np.uint8 and a.ndim in (3, 4) for a in arrays)
 
 
-def read(source: str, columns: str | None, dequantise: bool, seed: int) -> Table | Images:
-    """The table or the images of that name. Raises DataError, or WrongUse for a table's option."""
+def read(source: str, reading: Reading, seed: int, quiet: bool = True) -> Parts | Images:
+    """The table, cut into parts, or the images of that name.
+
+    Raises DataError, or WrongUse for an option that is only for tables.
+    """
     if not are_images(source):
-        return read_table(source, columns=columns.split(",") if columns else None, seed=seed)
-    if columns or dequantise:
-        option = "--columns" if columns else "--dequantise"
-        raise WrongUse(f"{option} is for tables; {source} holds images, always dequantised")
-    name = source.removesuffix(SUFFIX)
-    return read_images(name if name in IMAGES else source, seed=seed)
+        return read_new(source, reading, seed, quiet)
+    if reading.words:
+        raise WrongUse(f"{reading.words[0]} is for tables; {source} holds images")
+    images = _read_images(source, seed)
+    if min(map(len, (images.train, images.validation, images.test))) < 2:
+        count = len(images.pixels)
+        raise DataError(f"{images.name}: {count} images; at least {LEAST_ROWS} are needed")
+    return images
 
 
-def read_again(data: Mapping[str, Any]) -> Table | Images:
+def read_again(data: Mapping[str, Any], max_bytes: int | None = None) -> Parts | Images:
     """The data that the entry ``data`` of config.json describes. Raises DataError if changed."""
+    found: Parts | Images
     if "shape" in data:
-        found = read(data["source"], None, False, data["seed"])
+        found = _read_images(data["source"], data["seed"])
     else:
-        found = read_table(data["source"], columns=data["columns"], seed=data["seed"])
+        found = read_table_again(data, schema_of(data), max_bytes)
     if digest(found) != data["sha256"]:
         raise DataError(f"{found.name}: the data have changed since the run began; start a new run")
     return found
 
 
-def digest(data: Table | Images) -> str:
+def _read_images(source: str, seed: int) -> Images:
+    name = source.removesuffix(SUFFIX)
+    return read_images(name if name in IMAGES else source, seed=seed)
+
+
+def digest(data: Parts | Images) -> str:
     """SHA-256 of names and values, by which a resumed run knows its data again."""
-    head: Any
-    values: NDArray[Any]
-    if isinstance(data, Images):
-        head, values = [data.pixels.shape, data.levels], data.pixels
-    else:
-        head, values = data.columns, data.values
-    found = hashlib.sha256(json.dumps(head).encode())
-    found.update(np.ascontiguousarray(values).data)
+    if isinstance(data, Parts):
+        return data.sha256
+    found = hashlib.sha256(json.dumps([data.pixels.shape, data.levels]).encode())
+    found.update(np.ascontiguousarray(data.pixels).data)
     return found.hexdigest()
 
 
-def parts(data: Table | Images, plan: Mapping[str, Any]) -> list[NDArray[Any]]:
-    """Training, validation and test rows, of a table float64 (n, d), of images uint8 pixels.
-
-    ``plan``: the entry ``data`` of config.json.
-    """
+def parts(data: Parts | Images) -> list[Any]:
+    """Training, validation and test rows, of a table float64 (n, d), of images uint8 pixels."""
     if isinstance(data, Images):
         return [data.pixels[rows] for rows in (data.train, data.validation, data.test)]
-    chosen = data.split(plan["seed"], tuple(plan["fractions"]))
-    return [data.values[rows] for rows in chosen]
+    return [data.train, data.validation, data.test]
+
+
+def schema_of(data: Mapping[str, Any]) -> Schema:
+    """The schema of the columns in the entry ``data`` of config.json. Raises CheckpointError."""
+    if "schema" not in data:  # a flow saved from Python, or before there were schemas
+        return Schema.of(data["columns"], data["dtypes"])
+    return Schema.from_json(data["schema"])

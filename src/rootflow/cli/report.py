@@ -7,8 +7,9 @@ import torch
 import typer
 
 from rootflow.cli import run as runs
-from rootflow.cli.common import Debug, Json, Threads, print_json, say, set_threads
+from rootflow.cli.common import Debug, Json, Memory, Threads, print_json, say, set_threads
 from rootflow.cli.inputs import parts, read_again
+from rootflow.cli.tables import byte_count
 from rootflow.cli.train import measured
 from rootflow.errors import DataError
 from rootflow.report import write_report
@@ -18,6 +19,7 @@ __all__ = ["report"]
 
 def report(
     run: Annotated[Path, typer.Argument(help="Directory that `rootflow fit` wrote.")],
+    memory: Memory = None,
     threads: Threads = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -33,11 +35,11 @@ def report(
     try:
         if "source" not in data:
             raise DataError(f"{run} does not say which table it was fitted to")
-        table = read_again(data)
+        table = read_again(data, byte_count(memory))
     except DataError as error:
         say(f"warning: no figures of held-out rows: {error}")
     else:
-        found = measured(flow, parts(table, data)[2], data, data["seed"], run)
+        found = measured(flow, parts(table)[2], data, data["seed"], run)
     if found is None:
         page = write_report(run)
     else:

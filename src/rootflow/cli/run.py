@@ -12,39 +12,29 @@ import torch
 import rootflow
 from rootflow.cli.common import say
 from rootflow.cli.inputs import digest
-from rootflow.data import Images, Table
+from rootflow.cli.tables import Parts
+from rootflow.data import Images
 from rootflow.errors import CheckpointError, RootflowError
 from rootflow.store import FORMAT_VERSION, read_config, write_json
 
-__all__ = [
-    "begin", "default_path", "describe", "gaps", "grid_start", "open_run", "read_plan",
-]  # fmt: skip
-
-FRACTIONS = (0.8, 0.1, 0.1)
+__all__ = ["begin", "default_path", "describe", "open_run", "read_plan"]
 
 
 def describe(
-    table: Table | Images, source: str, dequantised: Mapping[str, float], seed: int
+    data: Parts | Images, source: str, seed: int, reading: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The entry ``data`` of config.json; ``dequantised`` maps columns to the gap of their grid."""
-    if isinstance(table, Images):
-        return {
-            "source": str(Path(source).resolve()) if Path(source).exists() else source,
-            "name": Path(table.name).name, "shape": list(table.shape), "levels": table.levels,
-            "seed": seed, "sha256": digest(table),
-        }  # fmt: skip
-    lowest = dict(zip(table.columns, map(float, table.values.min(0)), strict=True))
-    return {
+    """The entry ``data`` of config.json; ``reading``: how a table is read again."""
+    whole = {
         "source": str(Path(source).resolve()) if Path(source).exists() else source,
-        "name": Path(table.name).name,
-        "columns": list(table.columns),
-        "dtypes": list(table.dtypes),
-        "seed": seed,
-        "fractions": list(FRACTIONS),
-        "dequantised": dict(dequantised),
-        "grid_start": {column: lowest[column] for column in dequantised},
-        "sha256": digest(table),
-    }
+        "name": Path(data.name).name, "seed": seed, "sha256": digest(data),
+    }  # fmt: skip
+    if isinstance(data, Images):
+        return {**whole, "shape": list(data.shape), "levels": data.levels}
+    schema = data.schema
+    dtypes = [column.dtype for column in schema.columns]
+    return {
+        **whole, **reading, "columns": schema.names, "dtypes": dtypes, "schema": schema.to_json(),
+    }  # fmt: skip
 
 
 def default_path(data: str, flow: str) -> Path:
@@ -112,19 +102,5 @@ def open_run(run: Path, device: torch.device) -> tuple[rootflow.Flow, dict[str, 
         plan["data"] = {"shape": list(flow.event), "levels": 256, "seed": 0}
     elif "data" not in plan:
         names = [f"x{k + 1}" for k in range(flow.event[0])]
-        plan["data"] = {"columns": names, "dtypes": ["float64"] * len(names), "dequantised": {}}
+        plan["data"] = {"columns": names, "dtypes": ["float64"] * len(names)}
     return flow, plan
-
-
-def gaps(data: Mapping[str, Any]) -> torch.Tensor | None:
-    """Width of the noise of each column, 0 where there is none; None without any. (d,) float64."""
-    if not data["dequantised"]:
-        return None
-    widths = [data["dequantised"].get(column, 0.0) for column in data["columns"]]
-    return torch.tensor(widths, dtype=torch.float64)
-
-
-def grid_start(data: Mapping[str, Any]) -> torch.Tensor:
-    """One level of each column's grid, (d,) float64; 0 for columns without grid."""
-    starts = [data.get("grid_start", {}).get(column, 0.0) for column in data["columns"]]
-    return torch.tensor(starts, dtype=torch.float64)

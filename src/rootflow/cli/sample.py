@@ -1,6 +1,7 @@
 """``rootflow sample``: draw rows from a fitted flow, in the columns and types of its table."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +19,11 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )  # fmt: skip
+from rootflow.cli.inputs import schema_of
 from rootflow.cli.pictures import draw, write_images
-from rootflow.cli.run import gaps, grid_start, open_run
+from rootflow.cli.run import open_run
 from rootflow.data import write_table
+from rootflow.data.tables import as_cells
 from rootflow.errors import NotConverged
 from rootflow.transforms import Pixels
 
@@ -45,7 +48,7 @@ def sample(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw rows as CSV or into a file; dequantised columns are put back on their grid.
+    """Draw rows as CSV or into a file, with the columns, levels, bounds and types of the table.
 
     Images are drawn into a file: .png shows them side by side, .npy and .npz hold their pixels.
     """
@@ -67,18 +70,18 @@ def sample(
             print_json({"run": str(run), "rows": n, "seed": seed, "shape": data["shape"],
                         "out": str(out)})  # fmt: skip
         return
-    rows = drawn.double()
-    if (widths := gaps(data)) is not None:
-        start, spacing = grid_start(data), torch.where(widths > 0, widths, 1.0)
-        rows = torch.where(widths > 0, start + ((rows - start) / spacing).floor() * spacing, rows)
+    schema = schema_of(data)
+    rows = schema.decode(drawn)
+    write = partial(write_table, rows, data["columns"], data["dtypes"], levels=schema.levels)
     if out is not None:
-        write_table(rows, data["columns"], data["dtypes"], out)
+        write(out)
     if as_json:
-        what = {"out": str(out)} if out is not None else {"values": rows.tolist()}
+        cells = as_cells(rows, data["columns"], data["dtypes"], schema.levels)
+        what = {"out": str(out)} if out is not None else {"values": cells}
         print_json({"run": str(run), "rows": n, "seed": seed, "columns": data["columns"], **what})
     elif out is None:
         with tempfile.TemporaryDirectory() as folder:
-            write_table(rows, data["columns"], data["dtypes"], Path(folder) / "rows.csv")
+            write(Path(folder) / "rows.csv")
             with (Path(folder) / "rows.csv").open(encoding="utf-8") as lines:
                 for line in lines:
                     print(line, end="")

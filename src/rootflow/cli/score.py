@@ -14,16 +14,19 @@ from rootflow.cli.common import (
     Debug,
     Device,
     Json,
+    Memory,
     Threads,
     print_json,
     say,
     set_threads,
     usable_device,
 )
-from rootflow.cli.inputs import are_images, read
+from rootflow.cli.inputs import are_images, read, schema_of
 from rootflow.cli.measure import log_density
 from rootflow.cli.run import open_run
-from rootflow.data import Images, read_table
+from rootflow.cli.tables import Reading, byte_count, read_rows
+from rootflow.data import Images
+from rootflow.data.rows import pieces
 from rootflow.errors import DataError
 from rootflow.store import write_atomically
 from rootflow.training.scores import score_images
@@ -31,13 +34,12 @@ from rootflow.transforms import Pixels
 
 __all__ = ["score"]
 
-DRAWS = 16  # of the noise in dequantised columns
-
 
 def score(
     run: Annotated[Path, typer.Argument(help="Directory that `rootflow fit` wrote.")],
     data: Annotated[str, typer.Argument(help="A file or a built-in name with the same columns.")],
     out: Annotated[Path | None, typer.Option(help="Write the CSV there, not to stdout.")] = None,
+    memory: Memory = None,
     threads: Threads = None,
     device: Device = "cpu",
     as_json: Json = False,
@@ -45,8 +47,8 @@ def score(
 ) -> None:
     """Print the log-density of each row in nats, as CSV; low values are outliers.
 
-    Columns are matched by name. A row whose equations could not be solved gets nan. Images have
-    their bits per dimension beside it.
+    Columns are matched by name. A row outside the bounds or levels of the fit gets -inf, one whose
+    equations could not be solved nan. Images have their bits per dimension beside it.
     """
     where = usable_device(device)
     set_threads(threads)
@@ -55,12 +57,21 @@ def score(
     if "shape" in data_plan:
         _score_images(run, flow, data_plan, data, out, as_json)
         return
-    table = read_table(data, columns=data_plan["columns"], seed=data_plan.get("seed", 0))
-    rows = torch.as_tensor(table.values, device=where)
-    values = log_density(copy.deepcopy(flow).double(), rows, data_plan, DRAWS)[0].cpu()
-    missed = int(values.isnan().sum())
+    schema = schema_of(data_plan)
+    mixed = None if data_plan.get("as_is", True) else schema.reading()
+    seed = data_plan.get("seed", 0)
+    limit = byte_count(memory)
+    table = read_rows(data, schema.names, seed, limit, mixed)
+    exact = copy.deepcopy(flow).double()
+    parts = [log_density(exact, torch.from_numpy(block), schema, seed + k)[0]
+             for k, block in enumerate(pieces(table.values))]  # fmt: skip
+    values = torch.cat(parts)
+    missed, outside = int(values.isnan().sum()), int((values == -math.inf).sum())
     if missed:
         say(f"warning: {missed:,} of {len(values):,} rows did not converge; their score is nan")
+    if outside:
+        say(f"warning: {outside:,} of {len(values):,} rows are impossible, with a score of -inf: "
+            + schema.why_impossible(table.values))
     if out is not None:
         lines = "".join(f"{value!r}\n" for value in values.tolist())
         write_atomically(out, f"log_prob\n{lines}".encode())
@@ -71,6 +82,7 @@ def score(
             "rows": len(values), "not_finite": len(values) - len(good),
             "mean": float(good.mean()) if len(good) else None,
             "standard_error": float(good.std()) / math.sqrt(len(good)) if len(good) > 1 else None,
+            "lower_bound": bool(schema.noised),
             **({"log_prob": values.tolist()} if out is None else {"out": str(out)}),
         })  # fmt: skip
     elif out is None:
@@ -84,7 +96,8 @@ def _score_images(
     as_json: bool,
 ) -> None:
     """Nats and bits per dimension of each image; what the flow was not made for is refused."""
-    images = read(source, None, False, plan["seed"]) if are_images(source) else None
+    reading = Reading.of(None, None, "auto", False, None)
+    images = read(source, reading, plan["seed"]) if are_images(source) else None
     if not isinstance(images, Images):
         raise DataError(f"{source}: holds no images; {run} is a flow of images")
     if list(images.shape) != plan["shape"] or images.levels != plan["levels"]:

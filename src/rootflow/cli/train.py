@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 import rootflow
 from rootflow.cli import run as runs
 from rootflow.cli.common import say
-from rootflow.cli.inputs import parts
+from rootflow.cli.inputs import parts, schema_of
 from rootflow.cli.measure import Measured, measure
 from rootflow.cli.pictures import Album, measure_images
 from rootflow.cli.processes import wait
 from rootflow.cli.progress import Progress, Signals
 from rootflow.cli.settings import build_flow
-from rootflow.data import Images, Table, describe_columns, require_rows
-from rootflow.errors import DataError, RootflowError
+from rootflow.cli.tables import Parts, Reading
+from rootflow.data import Images
+from rootflow.data.feed import Feed, encoded
+from rootflow.errors import RootflowError
 from rootflow.report import write_report
 from rootflow.store import write_atomically, write_json
 from rootflow.training import FitConfig, History
@@ -30,9 +33,7 @@ from rootflow.training.checkpoint import read_state
 from rootflow.training.parallel import World
 from rootflow.transforms import Pixels
 
-__all__ = ["Interrupted", "checked", "make_plan", "measured", "train"]
-
-LEAST_ROWS = 20
+__all__ = ["Interrupted", "make_plan", "measured", "train"]
 
 
 class Interrupted(Exception):
@@ -43,49 +44,19 @@ class Interrupted(Exception):
         self.signal, self.step = signal, step
 
 
-def checked(table: Table | Images, dequantise: bool) -> dict[str, float]:
-    """The gap of each column to be dequantised; warns of ties that stay. Images have none.
-
-    Raises DataError for too few rows and for constant or repeated columns: they have no density.
-    """
-    if isinstance(table, Images):
-        if min(map(len, (table.train, table.validation, table.test))) < 2:
-            count = len(table.pixels)
-            raise DataError(f"{table.name}: {count} images; at least {LEAST_ROWS} are needed")
-        return {}
-    require_rows(table, LEAST_ROWS)
-    gaps: dict[str, float] = {}
-    for column, values in zip(describe_columns(table), table.values.T, strict=True):
-        if column.constant or column.duplicate_of is not None:
-            raise DataError(f"{table.name}: {column.warning} (choose columns with --columns)")
-        if dequantise and column.gap is not None:
-            gaps[column.name] = column.gap
-        elif column.warning is not None:
-            say(f"warning: {column.warning}")
-        if np.abs(values).max() * np.finfo(np.float32).eps > 1e-3 * values.std():
-            say(
-                f"warning: column {column.name} varies little beside its size: training in float32 "
-                "sees it coarsely; subtract a constant from it"
-            )
-    if dequantise and not gaps:
-        say("warning: --dequantise has no effect: no column lies on a grid")
-    return gaps
-
-
 def make_plan(
-    table: Table | Images, source: str, flow: str, options: Mapping[str, Any], config: FitConfig,
-    gaps: Mapping[str, float], columns: str | None,
+    given: Parts | Images, source: str, flow: str, options: Mapping[str, Any], config: FitConfig,
+    reading: Reading,
 ) -> dict[str, Any]:
     """What config.json of a new run says; also tries whether the flow can be built."""
     size: dict[str, Any] = {}
-    if isinstance(table, Images):
-        size["shape"] = list(table.shape)
+    if isinstance(given, Images):
+        size["shape"] = list(given.shape)
     else:
-        size["features"] = len(table.columns)
+        size["features"] = given.schema.features
     recipe = build_flow({"name": flow, **size, "options": options}, config.seed).recipe
     words = ["rootflow", "fit", source, "--flow", flow]
-    words += ["--columns", columns] if columns else []
-    words += ["--dequantise"] if gaps else []
+    words += reading.words
     for key, value in {**options, **config.model_dump(exclude_defaults=True)}.items():
         text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
         words += ["--set", f"{key}={text}"]
@@ -93,14 +64,14 @@ def make_plan(
         "command": shlex.join(words),
         "rootflow_version": rootflow.__version__,
         "flow": recipe,
-        "data": runs.describe(table, source, gaps, config.seed),
+        "data": runs.describe(given, source, config.seed, reading.recorded),
         "fit": config.model_dump(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
 def train(
-    run: Path, plan: Mapping[str, Any], table: Table | Images, device: torch.device, quiet: bool
+    run: Path, plan: Mapping[str, Any], given: Parts | Images, device: torch.device, quiet: bool
 ) -> dict[str, Any]:
     """Fit, or go on fitting, the run that ``plan`` describes; measure and report it.
 
@@ -109,7 +80,7 @@ def train(
     stays valid then.
     """
     data, config = plan["data"], FitConfig.model_validate(plan["fit"])
-    rows = parts(table, data)
+    rows = parts(given)
     try:
         flow, history = _fit(run, plan, rows, device, quiet)
         if World().rank:
@@ -134,7 +105,8 @@ def train(
             "skipped_steps": history.skipped,
             "best_step": history.best_step,
             "torch_threads": torch.get_num_threads(),
-            "dequantised": list(data.get("dequantised", [])),
+            **({"notes": given.schema.notes} if isinstance(given, Parts) else {}),
+            "dequantised": given.schema.noised if isinstance(given, Parts) else [],
         }
         flow.save(run)
         write_json(run / "result.json", result)
@@ -153,26 +125,26 @@ def measured(
     """What the flow does with held-out rows of a table or with held-out images."""
     if "shape" in data:
         return measure_images(flow, rows, data, run)
-    return measure(flow, rows, data, seed)
+    return measure(flow, rows, schema_of(data), seed)
 
 
 def _fit(
-    run: Path, plan: Mapping[str, Any], rows: Sequence[NDArray[Any]], device: torch.device,
-    quiet: bool,
+    run: Path, plan: Mapping[str, Any], rows: Sequence[Any], device: torch.device, quiet: bool,
 ) -> tuple[rootflow.Flow, History]:
     config, data = FitConfig.model_validate(plan["fit"]), plan["data"]
     flow = build_flow(plan["flow"], config.seed).to(device)
     images, album = "shape" in data, None
     given: dict[str, Any] = {}
+    train: Tensor | Feed
     if images:  # they stay whole numbers in memory, and on the CPU
         train, validation = (torch.from_numpy(part) for part in rows[:2])
         given["pixels"], album = Pixels(data["levels"]), Album(run, data)
     else:
-        train, validation = (
-            torch.as_tensor(part, dtype=torch.float32, device=device) for part in rows[:2]
-        )
-        widths = runs.gaps(data)
-        given["gaps"] = None if widths is None else widths.to(train)
+        schema, like = schema_of(data), torch.zeros((), device=device)
+        validation = encoded(rows[1][: config.validation_rows], schema, like, config.seed)
+        train = Feed(rows[0], schema, like)
+        if schema.plain and isinstance(rows[0], np.ndarray):
+            train = torch.as_tensor(rows[0], dtype=torch.float32, device=device)
     saved = read_state(run / "resume")
     facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "records": []}
     if saved is not None:

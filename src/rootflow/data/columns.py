@@ -11,7 +11,7 @@ import numpy as np
 
 from rootflow.data.tables import Floats, Table
 
-__all__ = ["ColumnReport", "describe_columns"]
+__all__ = ["SPIKE", "SPIKE_ROWS", "TIED", "ColumnReport", "describe_columns", "grid"]
 
 TIED = 0.5  # only a column with a smaller share of distinct values may be quantised
 ON_GRID = 0.99  # share of its distinct values that must be whole gaps apart
@@ -56,7 +56,7 @@ def _describe(name: str, column: Floats, twin: str | None) -> ColumnReport:
     top = int(counts.argmax())
     top_value, top_rows = float(ordered[starts[top]]), int(counts[top])
     constant = len(starts) == 1
-    gap = _grid(ordered[starts]) if len(starts) < TIED * n and not constant else None
+    gap = grid(ordered[starts], ON_GRID) if len(starts) < TIED * n and not constant else None
     tied = top_rows > max(SPIKE * n, SPIKE_ROWS - 1) and not constant
     spike = top_value if tied and gap is None else None
     return ColumnReport(
@@ -67,8 +67,8 @@ def _describe(name: str, column: Floats, twin: str | None) -> ColumnReport:
     )
 
 
-def _grid(levels: Floats) -> float | None:
-    """The spacing of sorted distinct numbers that are all (or nearly all) whole spacings apart."""
+def grid(levels: Floats, at_least: float) -> float | None:
+    """The spacing of sorted distinct numbers of which that share is whole spacings apart."""
     steps = np.diff(levels)
     steps = steps[steps > 1e-9 * np.abs(levels).max()]  # smaller ones are rounding errors
     if not len(steps):
@@ -77,7 +77,7 @@ def _grid(levels: Floats) -> float | None:
     gap = float(width / np.rint(width / steps.min()))  # the widest distance is the most exact
     offsets = (levels - levels[0]) / gap
     on_grid = np.abs(offsets - np.rint(offsets)) < 0.01  # room for grids once stored as float32
-    return gap if on_grid.mean() >= ON_GRID else None
+    return gap if on_grid.mean() >= at_least else None
 
 
 def _warning(
@@ -91,11 +91,11 @@ def _warning(
         return f"column {name} repeats column {twin}: {harm}; leave one of them out"
     if gap is not None:
         return (f"column {name} has only {levels} distinct values in {n} rows, spaced by {gap:g}: "
-                f"{harm}; use --dequantise")
+                f"{harm} without a cell for each")
     if spike is not None:
-        return (f"column {name} is exactly {spike:g} in {top_share:.1%} of the rows: {harm} there; "
-                f"model these rows apart (--dequantise cannot spread a single value)")
+        return (f"column {name} is exactly {spike:g} in {top_share:.1%} of the rows: {harm} there "
+                f"without a cell for this value")
     if levels < TIED * n:
         return (f"column {name} has only {levels} distinct values in {n} rows, unevenly spaced: "
-                f"{harm}; --dequantise cannot find their grid, so leave it out or round it to one")
+                f"{harm} without a cell for each")
     return None

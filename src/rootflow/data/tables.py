@@ -8,10 +8,9 @@ the column. Rows are file lines for text files (the header is line 1) and counte
 import contextlib
 import math
 import os
-import re
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rootflow.data.cells import EXACT, MOST_LEVELS, Column, Mixed
 from rootflow.data.memory import require_memory
+from rootflow.data.rows import DiskRows, MemoryRows
 from rootflow.data.sources import BUILTIN, UNREADABLE, Source, open_source
 from rootflow.errors import DataError
 
@@ -28,23 +29,27 @@ __all__ = ["BUILTIN", "Table", "read_table", "require_rows", "split", "write_tab
 
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
-EXACT = 2**53  # up to here float64 holds every integer
+STRAY, STRAY_CELLS = 0.01, 5  # fewer empty cells than both, per row and in all, are an accident
 WRITABLE = ".csv .parquet .npy .npz"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Finite numbers in named columns.
+    """Numbers in named columns.
 
-    ``values`` is (n, d) float64, C-contiguous; ``dtypes`` are the NumPy dtype names the columns had
-    before, with which ``write_table`` writes samples back. ``parts``: how many rows, in this order,
-    are for training, validation and test, of a data set that comes with its split.
+    ``values`` is (n, d) float64, C-contiguous, or ``DiskRows`` if it did not fit into memory;
+    ``dtypes`` are the NumPy dtype names the columns had before, with which ``write_table`` writes
+    samples back. ``parts``: how many rows, in this order, are for training, validation and test, of
+    a data set that comes with its split. Read with ``mixed``, a column may also be "str": the
+    numbers of its ``levels``; "date": days; "timestamp", with its zone if any: seconds since 1970;
+    and hold NaN.
     """
 
     name: str
     columns: tuple[str, ...]
-    values: Floats
+    values: Any  # Floats, or DiskRows if it did not fit
     dtypes: tuple[str, ...]
+    levels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parts: tuple[int, ...] | None = None
 
     def split(
@@ -65,6 +70,8 @@ def read_table(
     max_rows: int | None = None,
     seed: int = 0,
     max_bytes: int | None = None,
+    mixed: Mixed | None = None,
+    spool: Path | None = None,
 ) -> Table:
     """Read a table from a path, a data frame, a 2-d array or tensor, or a built-in name.
 
@@ -74,14 +81,17 @@ def read_table(
     ("power:test"). The folder of a prepared table is a path too.
     ``columns``: the columns wanted, in this order; others are ignored with a warning. An array
     without names gives x1..xd, or takes ``columns`` by position. ``max_rows``: only the first rows.
-    ``max_bytes``: refuse to hold more than this (default: half of the machine's memory).
+    ``max_bytes``: the most to hold in memory (default: half of the machine's); a larger table goes
+    into the file ``spool``, or is refused without one. ``mixed``: also read texts, dates and empty
+    cells, as that says.
 
     Raises DataError, one line, for everything that cannot be used.
     """
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"read_table: max_rows must be at least 1, got {max_rows}")
     try:
-        return _load(open_source(source, seed), columns, max_rows, max_bytes)
+        opened = open_source(source, seed)
+        return _load(opened, columns, max_rows, max_bytes, mixed, spool)
     except DataError:
         raise
     except UNREADABLE as error:
@@ -113,12 +123,14 @@ def split(
 
 
 def write_table(
-    values: Any, columns: Sequence[str], dtypes: Sequence[str], path: str | os.PathLike[str]
+    values: Any, columns: Sequence[str], dtypes: Sequence[str], path: str | os.PathLike[str],
+    levels: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write (n, d) numbers as .csv, .parquet, .npy or .npz; integers are rounded and kept in range.
 
     The file appears under its name only when it is complete. .npy holds no column names; .npz
-    holds ``values`` and ``columns``.
+    holds ``values`` and ``columns``. Texts (numbers of ``levels``), dates and empty cells (NaN in a
+    column of integers) need .csv or .parquet.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -130,10 +142,19 @@ def write_table(
         )
     if suffix not in WRITABLE.split():
         raise DataError(f"{path}: cannot write files of kind {suffix!r}; known are {WRITABLE}")
+    named = suffix in (".csv", ".parquet")
     for column, cell, dtype in zip(columns, array.T, dtypes, strict=True):
-        if np.dtype(dtype).kind in "biu" and not np.isfinite(cell).all():
+        if not named and not _is_number(dtype):
+            raise DataError(f"{path}: column {column} holds {dtype}, which needs .csv or .parquet")
+        whole = _is_number(dtype) and np.dtype(dtype).kind in "biu"
+        bad = np.isinf(cell) if named and levels is not None else ~np.isfinite(cell)
+        if whole and bad.any():
             raise DataError(f"column {column}: NaN or infinity cannot be written as {dtype}")
-    cells = [_cast(array[:, j], np.dtype(dtype)) for j, dtype in enumerate(dtypes)]
+    if named:
+        cells = [_arrow(array[:, j], dtype, (levels or {}).get(columns[j], ()))
+                 for j, dtype in enumerate(dtypes)]  # fmt: skip
+    else:
+        cells = [_cast(array[:, j], np.dtype(dtype)) for j, dtype in enumerate(dtypes)]
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with partial_path.open("wb") as file:
@@ -146,13 +167,46 @@ def write_table(
             partial_path.unlink(missing_ok=True)
 
 
-def _write(file: Any, suffix: str, cells: list[NDArray[Any]], columns: list[str]) -> None:
+def as_cells(
+    values: Any, columns: Sequence[str], dtypes: Sequence[str], levels: Mapping[str, Sequence[str]]
+) -> list[list[Any]]:
+    """(n, d) numbers as rows of texts, ISO dates, whole numbers, numbers and None, for JSON."""
+    arrays = [_arrow(np.asarray(values)[:, j], dtype, levels.get(columns[j], ())).to_pylist()
+              for j, dtype in enumerate(dtypes)]  # fmt: skip
+    return [[cell if isinstance(cell, (int, float, str, type(None))) else cell.isoformat()
+             for cell in row] for row in zip(*arrays, strict=True)]  # fmt: skip
+
+
+def _is_number(dtype: str) -> bool:
+    return dtype not in ("str", "date") and not dtype.startswith("timestamp")
+
+
+def _arrow(cell: Floats, dtype: str, texts: Sequence[str]) -> Any:
+    """One column of numbers as an Arrow array of its type; NaN is null, but in floats."""
+    import pyarrow as pa
+
+    empty = np.isnan(cell)
+    if _is_number(dtype):
+        kind = np.dtype(dtype)
+        if kind.kind == "f":
+            return pa.array(_cast(cell, kind))
+        return pa.array(_cast(np.where(empty, 0, cell), kind), mask=empty)
+    if dtype == "str":
+        index = pa.array(np.where(empty, 0, cell).astype(np.int64), mask=empty)
+        return pa.array(list(texts), pa.string()).take(index)
+    whole = np.rint(np.where(empty, 0, cell) * (1 if dtype == "date" else 1e6))
+    unit = pa.date32() if dtype == "date" else pa.timestamp("us", dtype.partition(" ")[2] or None)
+    ticks = pa.array(whole.astype(np.int64), mask=empty)
+    return ticks.cast(pa.int32()).cast(unit) if dtype == "date" else ticks.cast(unit)
+
+
+def _write(file: Any, suffix: str, cells: list[Any], columns: list[str]) -> None:
     if suffix in (".csv", ".parquet"):
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
         from pyarrow import parquet
 
-        table = pa.Table.from_arrays([pa.array(cell) for cell in cells], names=columns)
+        table = pa.Table.from_arrays(cells, names=columns)
         (arrow_csv.write_csv if suffix == ".csv" else parquet.write_table)(table, file)
     elif suffix == ".npy":
         np.save(file, np.column_stack(cells), allow_pickle=False)
@@ -199,96 +253,96 @@ def _choose(opened: Source, columns: Sequence[str] | None) -> tuple[list[int], l
 
 
 def _load(
-    opened: Source, columns: Sequence[str] | None, max_rows: int | None, max_bytes: int | None
+    opened: Source, columns: Sequence[str] | None, max_rows: int | None, max_bytes: int | None,
+    mixed: Mixed | None, spool: Path | None,
 ) -> Table:
     wanted, names = _choose(opened, columns)
     rows = min(opened.rows, max_rows or opened.rows)
-    what = f"{opened.name}: {rows} rows x {len(wanted)} columns"
-    require_memory(what, rows * len(wanted) * 8, max_bytes, "read fewer rows with max_rows=")
-    values, filled = np.empty((rows, len(wanted))), 0
-    dtypes: list[str] = [""] * len(wanted)
-    unusable: list[tuple[int, int]] = []  # the first cell of every batch and column: row, position
-    count = 0
+    store = _store(opened.name, rows, len(wanted), max_bytes, spool)
+    readers = [Column(name, opened.text, mixed) for name in names]
+    bad = Cells(len(names)), Cells(len(names))  # infinite ones, and empty ones or NaN
+    read = 0
     for arrays in opened.batches(wanted):
-        size = min(len(arrays[0]), rows - filled)
+        size = min(len(arrays[0]), rows - read)
+        block = np.empty((size, len(wanted)))
         for j, cells in enumerate(arrays):
-            where = partial(_where, opened, names[j], filled)
-            numbers, dtypes[j] = _numbers(cells.slice(0, size), dtypes[j], opened.text, where)
-            wrong = ~np.isfinite(numbers)
-            if wrong.any():
-                unusable.append((filled + int(wrong.argmax()), j))
-                count += int(wrong.sum())
-            values[filled : filled + size, j] = numbers
-        filled += size
-        if filled == rows:
+            where = partial(_where, opened, names[j], read)
+            block[:, j] = readers[j].numbers(cells.slice(0, size), where)
+        bad[0].note(np.isinf(block), read)
+        bad[1].note(np.isnan(block), read)
+        if mixed is not None and mixed.missing == "drop":
+            block = block[~np.isnan(block).any(1)]
+        store.append(block)
+        read += size
+        if read == rows:
             break
-    if not filled:
+    if not read:
         raise DataError(f"{opened.name}: has columns but no rows")
-    if unusable:
-        row, j = min(unusable)
-        kind = "empty or NaN" if math.isnan(values[row, j]) else "infinite"
-        raise DataError(f"{_where(opened, names[j], row, 0)}: {kind} (the first of {count} empty, "
-                        f"NaN or infinite cells); remove these rows or fill them")
-    parts = opened.parts if filled == opened.rows else None
-    return Table(opened.name, tuple(names), values[:filled], tuple(dtypes), parts)
+    levels = {r.name: tuple(r.codes) for r in readers if r.dtype == "str"}
+    names_only = {name for name, texts in levels.items() if len(texts) > MOST_LEVELS}
+    _refuse(opened, names, bad, mixed, names_only, read)
+    values = store.finish()
+    if not len(values):
+        raise DataError(f"{opened.name}: every row has an empty cell, and such rows are dropped")
+    if len(values) < read:
+        warnings.warn(f"{opened.name}: {read - len(values):,} of {read:,} rows have empty cells "
+                      "and are dropped", stacklevel=3)
+    return Table(opened.name, tuple(names), values, tuple(r.dtype or "float64" for r in readers),
+                 levels, opened.parts if len(values) == opened.rows else None)
+
+
+class Cells:
+    """Where bad cells are: per column their number and the first row."""
+
+    def __init__(self, columns: int) -> None:
+        self.count = np.zeros(columns, np.int64)
+        self.first = np.full(columns, -1, np.int64)
+
+    def note(self, bad: NDArray[np.bool_], start: int) -> None:
+        if bad.any():
+            new = bad.any(0) & (self.first < 0)
+            self.first[new] = start + bad.argmax(0)[new]
+            self.count += bad.sum(0)
+
+
+def _refuse(
+    opened: Source, names: list[str], bad: tuple[Cells, Cells], mixed: Mixed | None,
+    ignored: Set[str], rows: int,
+) -> None:
+    """Raise DataError for the first infinite or empty cell, unless such cells may stay."""
+    infinite, empty = bad
+    holes = np.where([name in ignored for name in names], 0, empty.count)
+    if mixed is not None:
+        common = holes.sum() >= max(STRAY_CELLS, STRAY * rows)
+        if mixed.missing == "drop" or (mixed.missing == "auto" and common):
+            holes[:] = 0
+        elif mixed.missing == "keep":
+            holes[[mixed.holes is None or name in mixed.holes for name in names]] = 0
+    places = [(int(cells.first[j]), int(j), kind) for cells, count, kind in
+              ((infinite, infinite.count, "infinite"), (empty, holes, "empty or NaN"))
+              for j in np.flatnonzero(count)]  # fmt: skip
+    if places:
+        row, j, kind = min(places)
+        total = infinite.count.sum() + holes.sum()
+        remedy = "remove these rows or fill them"
+        remedy += ", or --missing drop or keep" if mixed is not None and kind != "infinite" else ""
+        raise DataError(f"{_where(opened, names[j], row, 0)}: {kind} (the first of {total} empty, "
+                        f"NaN or infinite cells); {remedy}")
 
 
 def _where(opened: Source, column: str, start: int, row: int) -> str:
     return f"{opened.name}, {opened.row_name(start + row)}, column {column}"
 
 
-def _numbers(
-    cells: Any, dtype: str, text: bool, where: Callable[[int], str]
-) -> tuple[Floats, str]:
-    """Some cells as float64 (NaN for null) and their NumPy dtype; ``dtype``: of those before."""
-    import pyarrow as pa
-
-    kind = pa.types
-    raw = cells
-    if text:
-        cells, dtype = _parse(cells, dtype, where)
-    elif kind.is_decimal(cells.type) or kind.is_null(cells.type):
-        dtype = "float64"
-    elif kind.is_integer(cells.type) or kind.is_floating(cells.type) or kind.is_boolean(cells.type):
-        dtype = np.dtype(cells.type.to_pandas_dtype()).name
-    else:
-        first = f": {str(cells[0])!r}" if len(cells) else ""
-        raise DataError(f"{where(0)}: holds {cells.type}, not numbers{first}; leave the column out")
-    numbers: Floats = cells.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    exact = dtype.startswith("float") and not text
-    for i in [] if exact else np.flatnonzero(np.abs(numbers) >= EXACT).tolist():
-        shown = str(raw[i])
-        if re.fullmatch(r"[+-]?\d+", shown) and abs(int(shown)) > EXACT:
-            raise DataError(f"{where(i)}: {shown} is an integer beyond 2**53, which float64 cannot "
-                            f"tell from its neighbours; leave the column out")
-    return numbers, dtype
-
-
-def _parse(cells: Any, dtype: str, where: Callable[[int], str]) -> tuple[Any, str]:
-    import pyarrow as pa
-    from pyarrow import compute
-
-    order = {"": ("int64", "float64", "bool"), "int64": ("int64", "float64")}.get(dtype, (dtype,))
-
-    def attempt(texts: Any, dtypes: tuple[str, ...]) -> tuple[Any, str] | None:
-        for name in dtypes:
-            try:
-                return compute.cast(texts, name), name
-            except pa.ArrowInvalid:
-                continue
-        return None
-
-    parsed = attempt(cells, order)
-    if parsed is None:
-        cells = compute.utf8_trim_whitespace(cells)
-        cells = compute.if_else(compute.equal(cells, ""), pa.scalar(None, cells.type), cells)
-        parsed = attempt(cells, order)
-    if parsed is not None:
-        return parsed
-    low, high = 0, len(cells)  # the first cell that fails is in cells[low:high]
-    while high - low > 1:
-        middle = (low + high) // 2
-        good = attempt(cells[low:middle], ("bool",) if dtype == "bool" else ("float64",))
-        low, high = (middle, high) if good else (low, middle)
-    raise DataError(f"{where(low)}: {cells[low].as_py()!r} is not a number; "
-                    f"remove the row or the column")
+def _store(
+    name: str, rows: int, columns: int, limit: int | None, spool: Path | None
+) -> MemoryRows | DiskRows:
+    """Where the values are gathered: in memory, or in a file in ``spool`` if that is too small."""
+    what, advice = f"{name}: {rows} rows x {columns} columns", "read fewer rows with max_rows="
+    try:
+        require_memory(what, rows * columns * 8, limit, advice)
+    except DataError:
+        if spool is None:
+            raise
+        return DiskRows(spool, columns)
+    return MemoryRows(rows, columns)

@@ -19,7 +19,7 @@ from ..transforms import Pixels, Standardise
 from .checkpoint import read_state, write_state
 from .config import FitConfig
 from .parallel import World
-from .rows import Rows
+from .rows import Feed, Rows
 
 __all__ = ["History", "evaluate", "fit", "reseed", "rows_at_once"]
 
@@ -253,7 +253,7 @@ class _Trainer:
 
 def fit(
     flow: Flow,
-    train: Tensor,
+    train: Tensor | Feed,
     validation: Tensor | None = None,
     *,
     config: FitConfig | None = None,
@@ -268,7 +268,7 @@ def fit(
     should_stop: Callable[[], bool] | None = None,
     on_validation: Callable[[Flow, Record], None] | None = None,
 ) -> History:
-    """Train ``flow`` on the rows of ``train`` ``(n, *event)`` by maximum likelihood.
+    """Train ``flow`` on the rows of ``train`` ``(n, *event)``, or of a Feed, by maximum likelihood.
 
     Standardises (or whitens) inside the flow first, keeps an exponential moving average of the
     weights, validates it, and leaves the best validated average in the flow. ``gaps``
@@ -291,7 +291,11 @@ def fit(
         raise ValueError("config has no budget; give minutes or steps")
     if config.flip and len(flow.event) != 3:
         raise ValueError("config.flip mirrors images; this flow is of tables")
-    _check(train, "train", flow, pixels)
+    extra = (context, sample_weight, gaps, pixels)
+    if isinstance(train, Tensor):
+        _check(train, "train", flow, pixels)
+    elif any(one is not None for one in extra):
+        raise ValueError("train is a Feed: context, sample_weight, gaps and pixels cannot be given")
     for name, given in (("context", context), ("sample_weight", sample_weight)):
         if given is not None and len(given) != len(train):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; train has {len(train)} rows")
@@ -304,7 +308,11 @@ def fit(
             validation_weight = validation_weight[: len(validation)]
     for part in flow.modules():
         if isinstance(part, Standardise) and not bool(part.known):
-            part.set(train, config.whiten)
+            if isinstance(train, Tensor):
+                part.set(train, config.whiten)
+            else:
+                whiten = config.whiten and len(train) > 2 * part.event[0]
+                part.place(*train.moments(config.seed), whiten)
     like = next(flow.parameters())
     rows = Rows(train, context, sample_weight, gaps, pixels, like, config)
     trainer = _Trainer(flow, rows, config)
@@ -315,7 +323,8 @@ def fit(
             f"give a multiple of {world.size}"
         )
     mark = sum(float(p.detach().double().sum()) for p in trainer.parameters)
-    if not world.same(len(train), float(train.sum(dtype=torch.float64)), mark, device=where):
+    total = float(train.sum(dtype=torch.float64)) if isinstance(train, Tensor) else 0.0
+    if not world.same(len(train), total, mark, device=where):
         raise ValueError(
             "train and flow must be the same in every process; "
             "give each the whole table and seed the weights alike"

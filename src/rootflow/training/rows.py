@@ -1,9 +1,10 @@
-"""Minibatches of the rows in memory, with the noise that belongs to a step."""
+"""Minibatches: of rows in memory with the noise that belongs to a step, or of a feed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +12,19 @@ from torch import Tensor
 from ..transforms import Pixels
 from .config import FitConfig
 
-__all__ = ["Batch", "Rows"]
+__all__ = ["Batch", "Feed", "Rows"]
+
+
+class Feed(Protocol):
+    """Training rows that are not a tensor: batches by step, and their first two moments."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, step: int, size: int, seed: int) -> Tensor:
+        """The rows ``(size, features)`` of one step, which seed and step alone determine."""
+
+    def moments(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Mean ``(features,)`` and covariance ``(features, features)`` of all rows."""
 
 
 @dataclass
@@ -29,7 +42,7 @@ class Rows:
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | Feed,
         context: Tensor | None,
         weight: Tensor | None,
         gaps: Tensor | None,
@@ -45,6 +58,9 @@ class Rows:
 
     def batch(self, step: int, share: Callable[[Tensor], Tensor] = lambda rows: rows) -> Batch:
         """The rows of this step, of which ``share`` keeps those of this process."""
+        if not isinstance(self.x, Tensor):
+            x = self.x.batch(step, self.size, self.seed)
+            return Batch(share(x), None, None, float(len(x)))
         epoch, at = divmod(step, self.per_epoch)
         if epoch != self.epoch:
             self.epoch = epoch
