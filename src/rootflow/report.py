@@ -101,7 +101,7 @@ def draw(
     if metrics:
         figures["learning"] = plots.learning_curve(metrics)
     if e.test.size or e.samples.size:
-        figures["marginals"] = plots.marginals(e.test, e.samples, e.columns)
+        figures["marginals"] = plots.marginals(e.test, e.samples, e.columns, e.levels)
         if d == 2 and log_prob_fn is not None and e.test.size:
             figures["density"] = plots.density_2d(
                 e.test, log_prob_fn, samples=e.samples, columns=e.columns
@@ -123,6 +123,7 @@ def render(
     """The page, from config.json, result.json and PNG bytes; what is missing shows as a dash."""
     blocks = {name: base64.b64encode(image).decode() for name, image in figures.items()}
     blocks["alerts"] = "".join(f"<li>{escape(line)}</li>" for line in _alerts(result))
+    blocks["notes"] = "".join(f"<li>{escape(line)}</li>" for line in result.get("notes") or [])
     blocks["unlikely"] = _unlikely(evidence or Evidence())
     blocks = {name: block for name, block in blocks.items() if block}
     template = files("rootflow").joinpath("report.html").read_text(encoding="utf-8")
@@ -210,8 +211,9 @@ def _alerts(result: Json) -> list[str]:
         "Training was interrupted before its budget ended.": stopped == "interrupted",
         "Validation still improved at the end: a longer fit may gain.": late
         and stopped == "budget",
-        f"Noise of one gap was added to {names}: do not compare this log-likelihood with that of a "
-        "fit to the raw values.": names,
+        f"Noise was added to {names}: this log-likelihood is a lower bound that counts discrete "
+        "values by their probability. Do not compare it with that of a fit to the raw "
+        "values.": names,
     }
     return [text for text, wrong in checks.items() if wrong]
 

@@ -107,7 +107,7 @@ def read_new(source: str, reading: Reading, seed: int, quiet: bool) -> Parts:
         if isinstance(table.values, DiskRows):
             table = read_rows(source, schema.names, seed, reading.max_bytes, schema.reading())
         else:
-            table = _only(table, schema.names)
+            table = table.only(schema.names)
         parts = cut(table, schema, seed)
     for note in [] if quiet else schema.notes:
         say(note)
@@ -121,13 +121,6 @@ def named_and_continuous(source: str) -> bool:
 
 TEXT = ("category", "ordered")
 KEPT = {"auto": "keep"}  # what was decided once is not decided again
-
-
-def _only(table: Table, names: list[str]) -> Table:
-    places = [table.columns.index(name) for name in names]
-    values = np.ascontiguousarray(table.values[:, places])
-    dtypes = tuple(table.dtypes[j] for j in places)
-    return replace(table, columns=tuple(names), values=values, dtypes=dtypes)
 
 
 def read_rows(

@@ -10,7 +10,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,14 @@ class Table:
         rows = np.arange(len(self.values))
         train, validation, _ = self.parts
         return rows[:train], rows[train : train + validation], rows[train + validation :]
+
+
+    def only(self, columns: Sequence[str]) -> "Table":
+        """The same rows with these columns."""
+        places = [self.columns.index(name) for name in columns]
+        values = np.ascontiguousarray(self.values[:, places])
+        dtypes = tuple(self.dtypes[j] for j in places)
+        return replace(self, columns=tuple(columns), values=values, dtypes=dtypes)
 
 
 def read_table(

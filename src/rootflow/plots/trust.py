@@ -23,6 +23,7 @@ __all__ = ["density_2d", "latent", "learning_curve", "marginals", "pairs", "roun
 
 CORNER: dict[str, Any] = {"ha": "right", "va": "top", "fontsize": 8, "color": INK}
 MOST_PANELS = 64  # more small panels than this cannot be read
+MOST_NAMES = 8  # of levels on an axis
 
 
 def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
@@ -58,20 +59,27 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def marginals(data: ArrayLike, samples: ArrayLike, columns: Sequence[str]) -> Figure:
+def marginals(
+    data: ArrayLike, samples: ArrayLike, columns: Sequence[str],
+    levels: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
     """One histogram per column, in its unit: data (n, d) filled, samples (m, d) as a line.
 
-    The window holds the inner 99.8 % of the data. Heights are densities over all rows, so what lies
-    outside is missing from the picture; above 1 % of the samples it is named.
+    ``levels``: names of the whole numbers that a column holds. NaN is not drawn. The window holds
+    the inner 99.8 % of the data. Heights are densities over all rows, so what lies outside is
+    missing from the picture; above 1 % of the samples it is named.
     """
-    x, y = _table(data, len(columns)), _table(samples, len(columns))
-    shown = min(len(columns), MOST_PANELS)
+    d = len(columns)
+    shown = min(d, MOST_PANELS)
     figure, axes = canvas(*_shape(shown), 1.75, used=shown)
     for i, ax in enumerate(axes):
-        edges = _edges(x[:, i] if len(x) else y[:, i], 60)
-        _overlay(ax, x[:, i], y[:, i], edges)
+        x, y = (_table(np.reshape(table, (-1, d))[:, i], 1)[:, 0] for table in (data, samples))
+        edges = _edges(x if len(x) else y, 60)
+        _overlay(ax, x, y, edges)
         caption(ax, _short(columns[i], 28, ax.xaxis))
-        outside = np.mean((y[:, i] < edges[0]) | (y[:, i] > edges[-1])) if len(y) else 0.0
+        if names := (levels or {}).get(columns[i], ())[:MOST_NAMES]:
+            ax.set_xticks(range(len(names)), [_cut(name, 12) for name in names], rotation=25)
+        outside = np.mean((y < edges[0]) | (y > edges[-1])) if len(y) else 0.0
         if outside > 0.01:
             ax.text(1, 0.97, f"{outside:.1%} of samples\noutside", transform=ax.transAxes, **CORNER)
     _legend(figure, shown, len(columns))
@@ -86,19 +94,20 @@ def pairs(
     Mirrored panels share limits and colours (the root of the share of rows per cell). The diagonal
     holds the marginals.
     """
-    x, y = _table(data, len(columns)), _table(samples, len(columns))
+    x, y = (np.reshape(table, (-1, len(columns))) for table in (data, samples))
     d = min(len(columns), max_columns)
     bins = int(np.clip(math.sqrt(max(len(x), len(y))) / 2, 10, 48))
-    edges = [_edges((x if len(x) else y)[:, i], bins) for i in range(d)]
+    alone = [[_table(table[:, i], 1)[:, 0] for i in range(d)] for table in (x, y)]
+    edges = [_edges(a if len(a) else b, bins) for a, b in zip(*alone, strict=True)]
     figure, axes = canvas(d, d, style.WIDTH / d, layout="none")
     figure.subplots_adjust(0.09, 0.09, 0.985, 0.95, wspace=0.07, hspace=0.07)
     for place, ax in enumerate(axes):
         i, j = divmod(place, d)  # column i of the table runs upwards, column j to the right
         ax.yaxis.set_major_locator(MaxNLocator(3, prune="both"))
         if i == j:
-            _overlay(ax, x[:, i], y[:, i], edges[i])
+            _overlay(ax, alone[0][i], alone[1][i], edges[i])
         else:
-            share = [_share(rows[:, [j, i]], edges[j], edges[i]) for rows in (x, y)]
+            share = [_share(_table(rows[:, [j, i]], 2), edges[j], edges[i]) for rows in (x, y)]
             colours = ORANGES if i < j else BLUES
             heat(ax, edges[j], edges[i], share[i < j], colours, max(map(np.max, share)), 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(3, prune="both"))
@@ -232,7 +241,11 @@ def _short(name: str, most: int, axis: Axis) -> str:
     axis.get_offset_text().set_visible(False)
     offset = f" ({formatter.get_offset()})" if formatter.get_offset() else ""
     most -= len(offset) // 2
-    return (name if len(name) <= most else name[: most - 1] + "…") + offset
+    return _cut(name, most) + offset
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _table(values: ArrayLike, columns: int) -> Array:
