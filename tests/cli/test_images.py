@@ -130,7 +130,7 @@ def test_digits_are_a_table_and_images(tmp_path):
     [
         (("--flow", "maf"), "takes no images; choose one of .*glow"),
         (("--flow", "glow", "--columns", "a"), "--columns is for tables"),
-        (("--flow", "glow", "--dequantise"), "--dequantise is for tables"),
+        (("--flow", "glow", "--as-is"), "--as-is is for tables"),
         (("--flow", "glow", "--set", "bins=3"), "options of flow glow are scales"),
         (("--flow", "glow", "--set", "scales=3"), "can be halved"),
     ],

@@ -17,7 +17,7 @@ from rootflow.data.prepared import NOTE, PREPARED
 from rootflow.data.schema import Schema
 from rootflow.errors import DataError
 
-__all__ = ["are_images", "digest", "parts", "read", "read_again", "schema_of"]
+__all__ = ["are_images", "digest", "image_set", "parts", "read", "read_again", "schema_of"]
 
 SUFFIX = "-images"  # tells the images called "digits" from the table of that name
 PREPARED_IMAGES = {*PREPARED["images"], "imagenet32", "imagenet64"}  # whose reader says which
@@ -51,7 +51,7 @@ def read(source: str, reading: Reading, seed: int, quiet: bool = True) -> Parts 
         return read_new(source, reading, seed, quiet)
     if reading.words:
         raise WrongUse(f"{reading.words[0]} is for tables; {source} holds images")
-    images = _read_images(source, seed)
+    images = image_set(source, seed)
     if min(map(len, (images.train, images.validation, images.test))) < 2:
         count = len(images.pixels)
         raise DataError(f"{images.name}: {count} images; at least {LEAST_ROWS} are needed")
@@ -62,7 +62,7 @@ def read_again(data: Mapping[str, Any], max_bytes: int | None = None) -> Parts |
     """The data that the entry ``data`` of config.json describes. Raises DataError if changed."""
     found: Parts | Images
     if "shape" in data:
-        found = _read_images(data["source"], data["seed"])
+        found = image_set(data["source"], data["seed"])
     else:
         found = read_table_again(data, schema_of(data), max_bytes)
     if digest(found) != data["sha256"]:
@@ -70,7 +70,8 @@ def read_again(data: Mapping[str, Any], max_bytes: int | None = None) -> Parts |
     return found
 
 
-def _read_images(source: str, seed: int) -> Images:
+def image_set(source: str, seed: int) -> Images:
+    """The images of that name, however few."""
     name = source.removesuffix(SUFFIX)
     return read_images(name if name in IMAGES else source, seed=seed)
 

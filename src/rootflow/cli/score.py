@@ -21,11 +21,10 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )
-from rootflow.cli.inputs import are_images, read, schema_of
+from rootflow.cli.inputs import are_images, image_set, schema_of
 from rootflow.cli.measure import log_density
 from rootflow.cli.run import open_run
-from rootflow.cli.tables import Reading, byte_count, read_rows
-from rootflow.data import Images
+from rootflow.cli.tables import byte_count, read_rows
 from rootflow.data.rows import pieces
 from rootflow.errors import DataError
 from rootflow.store import write_atomically
@@ -96,9 +95,8 @@ def _score_images(
     as_json: bool,
 ) -> None:
     """Nats and bits per dimension of each image; what the flow was not made for is refused."""
-    reading = Reading.of(None, None, "auto", False, None)
-    images = read(source, reading, plan["seed"]) if are_images(source) else None
-    if not isinstance(images, Images):
+    images = image_set(source, plan["seed"]) if are_images(source) else None
+    if images is None:
         raise DataError(f"{source}: holds no images; {run} is a flow of images")
     if list(images.shape) != plan["shape"] or images.levels != plan["levels"]:
         size, wanted = (" x ".join(map(str, s)) for s in (images.shape, plan["shape"]))
