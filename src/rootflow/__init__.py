@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from . import inference
 from .errors import CheckpointError, DataError, NotConverged, RootflowError
 from .flow import Flow
+from .sharing import from_pretrained, push_to_hub, save_pretrained
 from .training import FitConfig, History, fit
 from .zoo import flow, flows, load
 
@@ -40,6 +41,9 @@ __all__ = [
     "fit",
     "flow",
     "flows",
+    "from_pretrained",
     "inference",
     "load",
+    "push_to_hub",
+    "save_pretrained",
 ]

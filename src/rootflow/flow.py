@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .bases import Normal
-from .store import load_directory, save_directory
+from .store import save_directory
 from .transforms.base import Transform
 from .transforms.exchange import moment
 
@@ -143,10 +143,6 @@ class Flow(nn.Module):
                 "this flow was put together by hand; only flows made by rootflow.flow can be saved"
             )
         save_directory(Path(directory), self.recipe, self.state_dict())
-
-    def restore(self, directory: str | Path) -> None:
-        """Load the tensors of ``directory`` into this flow, strictly."""
-        load_directory(Path(directory), self)
 
 
 class FlowDistribution(torch.distributions.Distribution):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from .bases import BASES, Uniform
 from .errors import CheckpointError
 from .flow import Flow
-from .store import read_config
+from .store import Budget, fill, read_directory
 from .transforms import (
     Compose,
     ImplicitBlock,
@@ -281,16 +282,31 @@ def build(recipe: Mapping[str, Any]) -> Flow:
 def load(directory: str | Path, device: str | torch.device | None = None) -> Flow:
     """Read a flow that ``Flow.save`` or a fit wrote, strictly.
 
-    Raises CheckpointError for a missing, damaged, foreign or newer directory.
+    Its sizes are compared with those of the weights before anything large is built. Raises
+    CheckpointError for a missing, damaged, foreign or newer directory.
     """
-    config = read_config(Path(directory))
-    recipe = config["flow"]
+    config, tensors = read_directory(Path(directory))
+    elements = sum(t.numel() for t in tensors.values())
     try:
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
-            built = build(recipe)
-    except (KeyError, TypeError, ValueError) as error:
+        _check_recipe(config["flow"], len(tensors), elements)
+        with torch.random.fork_rng(devices=[]), Budget(elements):  # what is drawn is replaced
+            built = build(config["flow"])
+    except Exception as error:  # a foreign recipe can fail anywhere in a constructor
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{directory}: config.json does not describe a known flow: {error}"
+            f"{directory}: config.json does not describe a known flow: {reason}"
         ) from None
-    built.restore(directory)
+    fill(built, tensors, Path(directory))
     return built.to(device).eval()
+
+
+def _check_recipe(recipe: Mapping[str, Any], tensors: int, elements: int) -> None:
+    """Raise ValueError for unknown entries, and for numbers that no such file can have."""
+    if unknown := sorted(set(recipe) - {"name", "features", "shape", "context", "options"}):
+        raise ValueError(f"unknown entry {unknown[0]!r}")
+    options = recipe.get("options", {})
+    if max(int(options.get("blocks", 1)), len(options.get("hidden", ()))) > max(tensors, 100):
+        raise ValueError("more blocks or layers than tensors")
+    for value in tree_leaves(dict(recipe)):
+        if isinstance(value, int) and value > max(elements, 10**4):
+            raise ValueError(f"the size {value} is larger than the file")
