@@ -35,6 +35,7 @@ from .transforms import (
 )
 from .transforms.planar import planar
 from .transforms.radial import radial
+from .transforms.sigmoidal import naf
 from .transforms.sylvester import sylvester
 
 __all__ = ["ZOO", "Entry", "build", "flow", "flows", "load"]
@@ -168,6 +169,13 @@ ZOO = {
             nsf_ar,
             "closed", "closed, column by column", "exact",
             "Durkan et al. 2019, arXiv:1906.04032",
+        ),
+        Entry(
+            "naf",
+            "each column through a rising network given by those before it",
+            naf,
+            "closed", "root find, column by column", "exact",
+            "Huang et al. 2018, arXiv:1804.00779",
         ),
         Entry(
             "planar",

@@ -21,7 +21,7 @@ from .mixing import check_mixing, mixing
 from .spline import Spline
 from .univariate import Affine, Univariate
 
-__all__ = ["AutoregressiveTransform", "iaf", "maf", "nsf_ar"]
+__all__ = ["AutoregressiveTransform", "iaf", "maf", "nsf_ar", "recipe"]
 
 STRIP = 16  # dimensions whose units a sweep prepares with one product
 
@@ -261,7 +261,7 @@ def _pulled(y: Tensor, inputs: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, .
     return torch.autograd.grad(y, inputs, g, materialize_grads=True)
 
 
-def _recipe(
+def recipe(
     features: int,
     context: int,
     univariate: Univariate,
@@ -271,6 +271,10 @@ def _recipe(
     inverted: bool = False,
     **options: Any,
 ) -> list[Transform]:
+    """``blocks`` autoregressive maps, before each and after the last what ``mixing`` puts there.
+
+    Raises ValueError for less than one block.
+    """
     if blocks < 1:
         raise ValueError(f"blocks={blocks} must be at least 1")
     chain: list[Transform] = []
@@ -293,7 +297,7 @@ def maf(
     linear: str | None = "lu",
 ) -> list[Transform]:
     """Masked autoregressive flow: affine maps; scores in one pass, samples by a sweep."""
-    return _recipe(
+    return recipe(
         features, context, Affine(), blocks, actnorm, linear,
         hidden=hidden, activation=activation, residual=residual,
     )  # fmt: skip
@@ -314,7 +318,7 @@ def iaf(
 
     Kingma et al. 2016 (arXiv:1606.04934), section 3.
     """
-    return _recipe(
+    return recipe(
         features, context, Affine(), blocks, actnorm, linear, inverted=True,
         hidden=hidden, activation=activation, residual=residual,
     )  # fmt: skip
@@ -341,7 +345,7 @@ def nsf_ar(
     """
     linear = check_mixing(tails, actnorm, linear)
     spline = Spline(bins=bins, interval=interval, tails=tails)
-    return _recipe(
+    return recipe(
         features, context, spline, blocks, actnorm, linear,
         hidden=hidden, activation=activation, residual=residual,
         circle=interval if tails == "circular" else None,
