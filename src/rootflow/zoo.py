@@ -33,6 +33,7 @@ from .transforms import (
     nsf_coupling,
     realnvp,
 )
+from .transforms.convex import cpflow
 from .transforms.planar import planar
 from .transforms.radial import radial
 from .transforms.sigmoidal import naf
@@ -176,6 +177,12 @@ ZOO = {
             naf,
             "closed", "root find, column by column", "exact",
             "Huang et al. 2018, arXiv:1804.00779",
+        ),
+        Entry(
+            "cpflow",
+            "gradients of convex functions: the maps of optimal transport",
+            cpflow,
+            "closed", "root find", "exact", "Huang et al. 2021, arXiv:2012.05942",
         ),
         Entry(
             "planar",

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..lipschitz import CertifiedNet, Tape, Weights
 
 __all__ = [
-    "Solve", "chunks", "exact", "gather", "inverse_and_log_det", "polish", "pull",
-    "transposed_product",
+    "Solve", "chunks", "exact", "gather", "inverse_and_log_det", "invert", "polish",
+    "pull", "transposed_product",
 ]  # fmt: skip
 
 Solve = Callable[[Tensor, Weights], Tensor]
@@ -41,6 +41,27 @@ def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
     return a, log_det
 
 
+def invert(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverses ``(d, d, m)`` of the matrices ``a[:, :, k]`` and ln |det| ``(m,)``; may overwrite a.
+
+    Their symmetric parts must be positive definite. Not differentiable.
+    """
+    d = a.shape[0]
+    if d == 1:
+        return 1 / a, a[0, 0].log()
+    if d == 2:
+        (p, q), (r, s) = a
+        det = torch.addcmul(p * s, q, r, value=-1)
+        return torch.stack([s, -q, -r, p]).view(2, 2, -1) / det, det.log()
+    if d <= 16:
+        return _sweep(a)
+    matrices = a.permute(2, 0, 1)
+    factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
+    eye = torch.eye(d, dtype=a.dtype, device=a.device).expand_as(matrices)
+    inverse = torch.linalg.lu_solve(factors, pivots, eye).permute(1, 2, 0)
+    return inverse, factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+
+
 def inverse_and_log_det(jac: Tensor, signs: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Inverses ``[sign, o, i, b]`` of (I + sign J)^T and log-determinants ``(sign, batch)``.
 
@@ -50,21 +71,7 @@ def inverse_and_log_det(jac: Tensor, signs: Sequence[int]) -> tuple[Tensor, Tens
     j = jac.permute(2, 1, 0)
     a = torch.stack([j * sign for sign in signs], -2)  # (o, i, sign, b)
     a.diagonal(dim1=0, dim2=1).add_(1)
-    a = a.flatten(2)
-    if d == 1:
-        inverse, log_det = 1 / a, a[0, 0].log()
-    elif d == 2:
-        (p, q), (r, s) = a
-        det = torch.addcmul(p * s, q, r, value=-1)
-        inverse, log_det = torch.stack([s, -q, -r, p]).view(2, 2, -1) / det, det.log()
-    elif d <= 16:
-        inverse, log_det = _sweep(a)
-    else:
-        matrices = a.permute(2, 0, 1)
-        factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
-        eye = torch.eye(d, dtype=a.dtype, device=a.device).expand_as(matrices)
-        inverse = torch.linalg.lu_solve(factors, pivots, eye).permute(1, 2, 0)
-        log_det = factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
+    inverse, log_det = invert(a.flatten(2))
     # inverse of (I + sign J) is [i, o]; its transpose is read with the axes exchanged
     inverse = inverse.view(d, d, len(signs), batch).permute(2, 1, 0, 3)
     return inverse, log_det.view(len(signs), batch)

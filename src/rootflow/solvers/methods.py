@@ -3,7 +3,9 @@ r"""Root finding per sample: fixed point, Anderson, Broyden, Newton, with a comm
 All methods solve F(z) = 0 for each row of a batch on its own: a row stops when its own residual is
 small enough, and finished rows leave the batch. A proposed step is kept only if it shrinks the
 residual; otherwise the plain step z - F(z) is taken, which for z + g(z) = c with Lip(g) < 1
-contracts. So every method converges whenever the fixed-point iteration is certified to.
+contracts. So every method converges whenever the fixed-point iteration is certified to. The damped
+method takes a shorter part of its step instead: where F is the gradient of a strongly convex
+function some part shrinks the residual, so it converges as well, and needs no bound below one.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ __all__ = ["METHODS", "default_tolerance", "find_root"]
 class _Rule:
     """How a method proposes its next step; rows of its memory can be dropped."""
 
+    retreats = 1  # replacements of a step that does not shrink the residual; the last is taken
+
     def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
         """Step to add to z, given the residual f there."""
+        return -f
+
+    def retreat(self, step: Tensor, f: Tensor) -> Tensor:
+        """What to try in place of a step that did not shrink the residual f."""
         return -f
 
     def learn(self, step: Tensor, change: Tensor) -> None:
@@ -41,6 +49,15 @@ class _Newton(_Rule):
         # no error for the batch when one row is singular: the safeguard replaces its useless step
         step: Tensor = torch.linalg.solve_ex(problem.jacobian_at(z), -f.unsqueeze(-1))[0]
         return step.squeeze(-1)
+
+
+class _Damped(_Newton):
+    """Newton's method that shortens a step until the residual shrinks."""
+
+    retreats = 12
+
+    def retreat(self, step: Tensor, f: Tensor) -> Tensor:
+        return step / 4
 
 
 class _Broyden(_Rule):
@@ -115,6 +132,7 @@ METHODS: dict[str, Callable[[int], _Rule]] = {
     "anderson": lambda d: _Anderson(),
     "broyden": lambda d: _Broyden(),
     "newton": lambda d: _Newton(),
+    "damped-newton": lambda d: _Damped(),
     "auto": lambda d: _Broyden() if d <= 64 else _Anderson(),
 }
 
@@ -162,8 +180,10 @@ def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: in
         norm_new = _norm(f_new)
         taken = taken + 1
         worse = open_ & ~(norm_new < 0.99 * norm)
-        if bool(worse.any()):
-            step = torch.where(worse[:, None], -f, step)
+        for _ in range(rule.retreats):
+            if not bool(worse.any()):
+                break
+            step = torch.where(worse[:, None], rule.retreat(step, f), step)
             moved = z + step
             bad = worse.nonzero().squeeze(-1)
             if problem.per_row is None:
@@ -172,6 +192,7 @@ def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: in
                 f_new[bad] = problem.rows(bad)(moved[bad])
             norm_new = _norm(f_new)
             taken[bad] += 1
+            worse = worse & ~(norm_new < norm)
         rule.learn(step, f_new - f)
         z, f, norm = moved, f_new, norm_new
     contraction = problem.contraction
