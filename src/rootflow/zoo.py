@@ -33,6 +33,7 @@ from .transforms import (
     nsf_coupling,
     realnvp,
 )
+from .transforms.continuous import ffjord
 from .transforms.convex import cpflow
 from .transforms.planar import planar
 from .transforms.radial import radial
@@ -177,6 +178,13 @@ ZOO = {
             naf,
             "closed", "root find, column by column", "exact",
             "Huang et al. 2018, arXiv:1804.00779",
+        ),
+        Entry(
+            "ffjord",
+            "follows a learned velocity field; needs torchdiffeq",
+            ffjord,
+            "ODE", "ODE", "exact trace, integrated to the error of the steps",
+            "Grathwohl et al. 2019, arXiv:1810.01367",
         ),
         Entry(
             "cpflow",
