@@ -15,7 +15,8 @@ ROOTS = ["implicit", "monotone", "residual"]  # networks with a certified bound,
 LIPSCHITZ = ["sin", "lipswish", "clipswish", "cpila", "tanh", "elu"]
 CLOSED = {e.name for e in ZOO.values() if e.forward == e.inverse == "closed"}
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-9}
-DEFAULTS = {"blocks": 2, "hidden": (8, 7)}
+DEFAULTS = {"blocks": 2, "hidden": (8, 7), "steps": 4}
+STEPS = {"ffjord": 1e-5}  # error of the only map that is a sum of steps, in both directions
 
 
 def wild(name, features, *, seed=0, spread=None, context=0, dtype=torch.float64, **options):
@@ -92,7 +93,8 @@ def test_log_det_is_that_of_the_jacobian(name, data, seed, features, context):
     exact = torch.linalg.slogdet(jacobian(flow, x, c))
     log_det = flow(x, c)[1]
     assert log_det.shape == (4,)
-    torch.testing.assert_close(log_det, exact.logabsdet, rtol=1e-9, atol=1e-9)
+    tolerance = STEPS.get(name, 1e-9)
+    torch.testing.assert_close(log_det, exact.logabsdet, rtol=tolerance, atol=tolerance)
 
 
 @every_flow
@@ -107,8 +109,9 @@ def test_round_trip_and_cancelling_log_dets(name, dtype, data, seed, features, c
     z, log_det = flow(x, c)
     back, log_det_back = flow.inverse(z, c)
     assert z.dtype == log_det.dtype == back.dtype == dtype
-    torch.testing.assert_close(back, x, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
-    assert float((log_det + log_det_back).detach().abs().max()) <= 10 * TOLERANCE[dtype]
+    tolerance = max(TOLERANCE[dtype], STEPS.get(name, 0))
+    torch.testing.assert_close(back, x, rtol=tolerance, atol=tolerance)
+    assert float((log_det + log_det_back).detach().abs().max()) <= 10 * tolerance
 
 
 @root_flow
@@ -220,12 +223,14 @@ def test_the_density_integrates_to_one(name):
         t = torch.linspace(-6, 6, points_each, dtype=torch.float64)
         axes = torch.meshgrid(*[t] * features, indexing="ij")
         x = torch.stack([4 * t.sinh() for t in axes], -1)
-        flow = wild(name, features, seed=2 + features)
+        blocks = 1 if name == "cpflow" else 2  # two are too steep for this grid
+        flow = wild(name, features, seed=2 + features, blocks=blocks)
         with torch.no_grad():
             mass = flow.log_prob(x).exp() * (4 * torch.stack(axes, -1).cosh()).prod(-1)
         for _ in range(features):
             mass = torch.trapezoid(mass, t)
-        assert abs(float(mass) - 1) < (1e-6 if features == 1 else 1e-4)
+        tolerance = max(1e-6 if features == 1 else 1e-4, STEPS.get(name, 0))
+        assert abs(float(mass) - 1) < tolerance
 
 
 @every_flow
@@ -292,7 +297,8 @@ def test_draws_are_deterministic_given_a_generator_and_match_their_density(name)
     b = flow.sample((100,), generator=torch.Generator().manual_seed(1))
     assert torch.equal(a, b)
     x, log_prob = flow.rsample_and_log_prob((50,), generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=1e-8, atol=1e-8)
+    tolerance = STEPS.get(name, 1e-8)
+    torch.testing.assert_close(log_prob, flow.log_prob(x), rtol=tolerance, atol=tolerance)
     x.sum().backward()
     assert all(p.grad is not None for p in flow.parameters())
 
@@ -381,4 +387,5 @@ def test_a_whitened_float32_flow_keeps_its_map_and_its_inverse_in_float64(name):
         z = flow(x.float())[0]
         exact = flow.double()
         torch.testing.assert_close(z.double(), exact(x)[0], rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(exact.inverse(exact(x)[0])[0], x, rtol=0, atol=1e-10)
+        atol = 100 * STEPS.get(name, 1e-12)  # the last column is 20 wide
+        torch.testing.assert_close(exact.inverse(exact(x)[0])[0], x, rtol=0, atol=atol)

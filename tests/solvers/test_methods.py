@@ -191,3 +191,15 @@ def test_a_plain_function_and_an_empty_batch_are_fine(method, dtype):
     empty = find_root(lambda z: z + 0.5 * torch.sin(z) - 1, start[:0], method=method)
     assert empty.value.shape == (0, 3)
     assert empty.converged.shape == (0,)
+
+
+def test_damped_newton_arrives_where_full_steps_do_not():
+    """The slope of a convex function that is flat but for a narrow, steep part."""
+    c = torch.linspace(-9, 9, 61, dtype=torch.float64)[:, None]
+    problem = Problem(lambda z, c: 0.01 * z + 5 * torch.tanh(30 * z) - c, (c,), frozenset({0}))
+    start = torch.full_like(c, 3.0)
+    found = find_root(problem, start, method="damped-newton", max_steps=200)
+    assert bool(found.converged.all())
+    torch.testing.assert_close(problem(found.value), torch.zeros_like(c), rtol=0, atol=1e-11)
+    with pytest.raises(rootflow.NotConverged):
+        find_root(problem, start, method="newton", max_steps=200)

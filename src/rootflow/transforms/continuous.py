@@ -29,7 +29,7 @@ ADAPTIVE = ("dopri5", "dopri8", "bosh3")
 
 
 class ContinuousTransform(Transform):
-    """z = x(1) for dx/dt = f(x, t), x(0) = x, f a network of tanh units; log_det the integral of tr.
+    """z = x(1) with dx/dt = f(x, t) from x(0) = x, f a network of tanh units.
 
     ``hidden``: widths of f; time enters every layer's bias linearly, a context by a network of the
     same widths. The trace is exact, for one or two hidden layers at the price of one product,
@@ -42,7 +42,7 @@ class ContinuousTransform(Transform):
     error falls as the power 4, 3 or 2 of the length of a step, and so does what a round trip
     misses. ``certificate`` estimates it. Gradients are those of the steps taken.
     Raises: ValueError for an unknown solver, no step or a tolerance that is not positive;
-    ImportError without torchdiffeq; NotConverged where an adaptive solver's steps vanish.
+    ModuleNotFoundError without torchdiffeq; NotConverged where an adaptive solver's steps vanish.
     """
 
     def __init__(
@@ -66,9 +66,7 @@ class ContinuousTransform(Transform):
         try:
             from torchdiffeq import odeint
         except ModuleNotFoundError:
-            raise ImportError(
-                "ffjord needs torchdiffeq: pip install 'rootflow[ffjord]'"
-            ) from None
+            raise ModuleNotFoundError("ffjord needs torchdiffeq: pip install 'rootflow[ffjord]'") from None
         self.odeint, self.solver, self.steps, self.tol = odeint, solver, steps, tol
         self.sizes = [*check_hidden(hidden), features]
         self.weights = nn.ParameterList(
@@ -130,7 +128,8 @@ class ContinuousTransform(Transform):
             pairs = middle[0].mT * (first @ last)
 
         def field(t: Tensor, state: Tensor) -> Tensor:
-            biases = torch.addcmul(numbers, self.rates, t).split(sizes, -1)
+            moved = torch.addcmul(numbers, self.rates, t)
+            biases = torch.split_with_sizes(moved, sizes, -1)
             h, slopes = state[:, :-1], []
             for w, b in zip((first, *middle), biases, strict=False):
                 h = torch.tanh(torch.addmm(b, h, w.mT))

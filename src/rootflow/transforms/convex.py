@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..logdet import invert
-from ..solvers import Problem, find_root
+from ..solvers import Problem, attach, find_root
 from .base import Transform
 from .conditioners import check_hidden
 from .ridge import Numbers, stacked
@@ -34,6 +34,7 @@ from .ridge import Numbers, stacked
 __all__ = ["ConvexPotential", "cpflow"]
 
 LEAST = 1e-3  # least curvature in every direction
+STEEP = 8.0  # units start with a steepness of 1 to this, its logarithm uniform
 
 
 class ConvexPotential(Transform):
@@ -44,7 +45,9 @@ class ConvexPotential(Transform):
     row that misses its tolerance raises NotConverged. log_det is exact, in nats, in any number of
     columns d; it takes the work of d + 1 evaluations and one factorisation of a d by d matrix, as
     does each step of the solve. Both directions are differentiable twice. ``hidden``: widths of the
-    potential's layers; a context moves b_k and v by a network of the same widths.
+    potential's layers; a context moves b_k and v by a network of the same widths. Unit j is
+    s(c_j a_j) / c_j with a steepness c_j of its own: it says how sharply the map bends there and
+    leaves alone by how much.
     """
 
     def __init__(self, features: int, context: int = 0, hidden: Sequence[int] = (64, 64)) -> None:
@@ -59,14 +62,23 @@ class ConvexPotential(Transform):
             torch.randn(after, before)
             for before, after in zip(widths, (*widths[1:], 1), strict=True)
         )
-        biases = torch.cat([torch.randn(sum(widths)), torch.zeros(features)])
+        self.log_steepness = nn.Parameter(torch.rand(sum(widths)) * math.log(STEEP))
+        with torch.no_grad():
+            self.raw_positive[-1].add_(3)
+        biases = torch.cat([2 * torch.randn(sum(widths)), torch.zeros(features)])
         self.numbers = Numbers(biases, context, widths, "silu")
 
     def _tensors(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        """What ``_gradient`` needs: b_1 to b_n and v in one, m, all W_k and all positive weights."""
+        """What ``_gradient`` needs: all b_k and v in one, m, all W_k, all positive matrices."""
+        steepness = self.log_steepness.exp()  # made part of the matrices and biases around it
+        own = torch.split_with_sizes(steepness, self.sizes[:-1])
         positive = [F.softplus(raw) * (2 / raw.shape[1]) for raw in self.raw_positive]
+        weights = [w * s[:, None] for w, s in zip(self.weights, own, strict=True)]
+        positive = [p / s for p, s in zip(positive, own, strict=True)]
+        positive[:-1] = [p * s[:, None] for p, s in zip(positive[:-1], own[1:], strict=True)]
+        numbers = self.numbers(context) * F.pad(steepness, (0, self.sizes[-1]), value=1.0)
         curvature = F.softplus(self.raw_curvature) + LEAST
-        return self.numbers(context), curvature, *self.weights, *positive
+        return numbers, curvature, *weights, *positive
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         z, hessian = self._gradient(x, *self._tensors(context))
@@ -86,7 +98,11 @@ class ConvexPotential(Transform):
 
         per_row = frozenset({0} if context is None else {0, 1})
         problem = Problem(residual, (z, *tensors), per_row, contraction, jacobian)
-        x = find_root(problem, z, method="damped-newton").value
+        x = find_root(problem, z, method="damped-newton", adjoint="none").value
+        with torch.no_grad():  # the bound on the steepest is loose, and so is what it lets pass
+            image, hessian = self._gradient(x, *tensors)
+            x = x - torch.linalg.solve(hessian, image - z)
+        x = attach(problem, x)
         return x, -log_det(self._gradient(x, *tensors)[1])
 
     def _gradient(
@@ -96,8 +112,9 @@ class ConvexPotential(Transform):
         n, d = x.shape
         count = len(rest) // 2
         weights, positive = rest[:count], rest[count:]
-        *biases, v = numbers.split(self.sizes, -1)
-        slopes, tangents = [], []
+        *biases, v = torch.split_with_sizes(numbers, self.sizes, -1)
+        slopes: list[Tensor] = []
+        tangents: list[Tensor] = []
         h = x
         for k, (w, b) in enumerate(zip(weights, biases, strict=True)):
             a = x @ w.mT + b
@@ -159,11 +176,12 @@ class _LogDet(torch.autograd.Function):
         matrix, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():  # the caller will differentiate this result
             inverse = torch.linalg.inv(matrix)
-        return gradients[0][:, None, None] * inverse
+        gradient: Tensor = gradients[0][:, None, None] * inverse
+        return gradient
 
 
 def log_det(matrix: Tensor) -> Tensor:
-    """log det ``(n,)`` of symmetric positive ``(n, d, d)``, differentiable to any order."""
+    """Logarithm of the determinant ``(n,)`` of symmetric positive ``(n, d, d)``, differentiable."""
     value: Tensor = _LogDet.apply(matrix)  # type: ignore[no-untyped-call]
     return value
 

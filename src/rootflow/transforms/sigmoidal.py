@@ -70,7 +70,7 @@ class Sigmoidal(Univariate):
         layers = []
         for raw, b, logits in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             a = (F.softplus(raw + SHIFT, threshold=40.0) + FLAT).clamp(max=STEEP)
-            shares = logits.unflatten(0, (-1, self.units)).softmax(1)
+            shares = logits.view(-1, self.units, *logits.shape[1:]).softmax(1)
             layers.append((a, b, (shares + SHARE) / (1 + SHARE * self.units)))
         return layers
 
