@@ -66,7 +66,9 @@ class ContinuousTransform(Transform):
         try:
             from torchdiffeq import odeint
         except ModuleNotFoundError:
-            raise ModuleNotFoundError("ffjord needs torchdiffeq: pip install 'rootflow[ffjord]'") from None
+            raise ModuleNotFoundError(
+                "ffjord needs torchdiffeq: pip install 'rootflow[ffjord]'"
+            ) from None
         self.odeint, self.solver, self.steps, self.tol = odeint, solver, steps, tol
         self.sizes = [*check_hidden(hidden), features]
         self.weights = nn.ParameterList(
