@@ -66,11 +66,11 @@ class Sigmoidal(Univariate):
 
     def _parts(self, theta: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Of each layer a and b ``(units, *s)`` and the shares ``(width, units, *s)``."""
-        parts = torch.split_with_sizes(theta, self.sizes)
+        parts, x = torch.split_with_sizes(theta, self.sizes), theta.shape[1:]
         layers = []
         for raw, b, logits in zip(parts[::3], parts[1::3], parts[2::3], strict=True):
             a = (F.softplus(raw + SHIFT, threshold=40.0) + FLAT).clamp(max=STEEP)
-            shares = logits.view(-1, self.units, *logits.shape[1:]).softmax(1)
+            shares = logits.view(len(logits) // self.units, self.units, *x).softmax(1)
             layers.append((a, b, (shares + SHARE) / (1 + SHARE * self.units)))
         return layers
 
