@@ -8,7 +8,15 @@ import torch
 
 from experiments.test_kinds import pictures
 from rootflow.experiments import Recipe, run
-from rootflow.experiments.theory import TAILS, Published, is_finite, slope_limits, variance
+from rootflow.experiments.parts import Job
+from rootflow.experiments.theory import (
+    TAILS,
+    Published,
+    Theory,
+    is_finite,
+    slope_limits,
+    variance,
+)
 from rootflow.logdet import Series
 
 
@@ -109,3 +117,12 @@ def test_theory(tmp_path):
     for row in varied:
         assert abs(row.more["bias"]) < 5 * row.more["bias se"]
         assert row.exact is None or abs(row.ours - row.exact) < 5 * row.se
+
+
+@pytest.mark.parametrize("name", ["residual", "implicit", "monotone"])
+def test_blocks_can_be_pushed_to_their_limits(name, tmp_path):
+    settings = Theory(coefficients=(0.8,), hidden=(16, 16), pushes=100, seconds=1.0, steps=1,
+                      draws=40)  # fmt: skip
+    found = settings._pushed(name, 0.8, Job(tmp_path, tmp_path, 0))
+    limits = slope_limits(name, 0.8**3)
+    assert (found["least"], found["largest"]) == pytest.approx(limits, rel=0.02)
