@@ -1,4 +1,4 @@
-"""The code of the tutorials runs as printed, page by page."""
+"""The code of the tutorials and of some guides runs as printed, page by page."""
 
 import re
 from pathlib import Path
@@ -8,6 +8,7 @@ import torch
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "tutorials").glob("*.md"))
+PAGES += ["distributions.md", "migrating.md", "sharing.md", "sklearn.md"]
 
 
 @pytest.mark.parametrize("page", PAGES)
