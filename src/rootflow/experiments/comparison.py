@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..flow import Flow
 from ..training import FitConfig
+from ..zoo import ZOO
 from .fits import build, learn, log_density
 from .parts import Count, Done, Job, Part, Positive, Row, Settings, Strict, among
 
@@ -44,7 +45,8 @@ class Variant(Strict):
     only: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _settings_exist(self) -> Variant:
+    def _names_exist(self) -> Variant:
+        among([self.flow], ZOO)
         among(self.fit, FitConfig.model_fields)
         return self
 

@@ -254,7 +254,8 @@ def evaluate(
 @lru_cache
 def images() -> Shares:
     """The digits as shares of dark ``(1797, 64)``: 16 points of a finer bitmap make a pixel."""
-    return read_table("digits").values / 16
+    shares: Shares = read_table("digits").values / 16
+    return shares
 
 
 def _se(values: Shares) -> float | None:
