@@ -28,6 +28,7 @@ from .transforms import (
     iaf,
     maf,
     mixing,
+    multiscale,
     nice,
     nsf_ar,
     nsf_coupling,
@@ -104,6 +105,47 @@ def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[T
     return build
 
 
+def _image_blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[Transform]]:
+    def build(
+        shape: tuple[int, int, int],
+        *,
+        scales: int = 3,
+        blocks: int = blocks,
+        hidden: Sequence[int] = (64, 64),
+        preactivation: bool = False,
+        activation: str = "lipswish",
+        lipschitz: float = 0.9,
+        actnorm: bool = True,
+        linear: str | None = "lu",
+        factor_out: bool = False,
+        solver: str = "auto",
+        logdet: str = "geometric",
+        terms: int | None = None,
+        probes: int = 1,
+        save_memory: bool = True,
+    ) -> list[Transform]:
+        if blocks < 1:
+            raise ValueError(f"blocks={blocks} must be at least 1")
+        options = {
+            "activation": activation, "lipschitz": lipschitz, "solver": solver, "logdet": logdet,
+            "terms": terms, "probes": probes, "save_memory": save_memory,
+        }  # fmt: skip
+
+        sides = shape[1:]
+
+        def level(shape: tuple[int, int, int]) -> list[Transform]:
+            chain: list[Transform] = []
+            for k in range(blocks):
+                chain += mixing(shape, actnorm, linear)
+                after = preactivation and (k > 0 or shape[1:] != sides)
+                chain.append(kind(shape, hidden, **options, preactivation=after))
+            return [*chain, *mixing(shape, actnorm, None)]
+
+        return multiscale(shape, scales, level, factor_out)
+
+    return build
+
+
 LOG_DET = "exact; beyond 64 columns estimated without bias while training"
 
 ZOO = {
@@ -114,18 +156,21 @@ ZOO = {
             "x + g_x(x) = z + g_z(z): the widest class per block, two networks each",
             _blocks(ImplicitBlock, 4),
             "root find", "root find", LOG_DET, "Lu et al. 2021, arXiv:2103.09527",
+            _image_blocks(ImplicitBlock, 2),
         ),
         Entry(
             "residual",
             "z = x + g(x): no solve to score, one to sample",
             _blocks(ResidualBlock, 8),
             "closed", "root find", LOG_DET, "Chen et al. 2019, arXiv:1906.02735",
+            _image_blocks(ResidualBlock, 4),
         ),
         Entry(
             "monotone",
             "Cayley form of a strongly monotone map: slopes of an implicit block, one network",
             _blocks(MonotoneBlock, 8),
             "root find", "root find", LOG_DET, "Ahn et al. 2022, NeurIPS",
+            _image_blocks(MonotoneBlock, 4),
         ),
         Entry(
             "nice",

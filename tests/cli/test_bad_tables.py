@@ -36,7 +36,7 @@ def test_missing_file(tmp_path):
 
 
 def test_directory_and_unknown_suffix(tmp_path):
-    fails(1, "fit", tmp_path, "--flow", "glow", *TINY, says=["holds no pictures"])
+    fails(1, "fit", tmp_path, *TINY, says=["holds no pictures"])
     (tmp_path / "x.docx").write_bytes(b"PK")
     fails(1, "fit", tmp_path / "x.docx", *TINY, "--out", tmp_path / "run", says=[".csv"])
 

@@ -202,7 +202,7 @@ def test_the_logit_keeps_the_mass_of_a_density(alpha):
     ("call", "message"),
     [
         (lambda: rootflow.flow("glow", shape=(1, 4, 4), bins=3), "options are scales, blocks"),
-        (lambda: rootflow.flow("maf", shape=(1, 4, 4)), "choose one of glow"),
+        (lambda: rootflow.flow("maf", shape=(1, 4, 4)), "choose one of implicit, residual, mon"),
         (lambda: rootflow.flow("glow"), "either features"),
         (lambda: rootflow.flow("glow", 3, shape=(1, 4, 4)), "either features"),
         (lambda: rootflow.flow("glow", shape=(4, 4)), r"shape=\(4, 4\), context=0"),

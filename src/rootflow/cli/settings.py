@@ -141,7 +141,7 @@ def _typed(key: str, value: Any, default: Any) -> Any:
             return value
         wanted = "true or false" if isinstance(default, bool) else "a whole number"
     else:
-        if value is None or isinstance(value, str):
+        if value is None or isinstance(value, str) or (default is None and type(value) is int):
             return value
-        wanted = "a word or none"
+        wanted = "a word or none" if default is not None else "a word, a whole number or none"
     raise WrongUse(f"--set {key}: {value!r} cannot be used; give {wanted}")

@@ -20,19 +20,26 @@ from .parts import Job, plain
 __all__ = ["build", "cells", "learn", "log_density", "window"]
 
 
-def build(name: str, features: int, options: Mapping[str, Any], seed: int) -> Flow:
-    """An untrained flow of the registry, its weights drawn from ``seed`` alone."""
+def build(
+    name: str, size: int | tuple[int, ...], options: Mapping[str, Any], seed: int
+) -> Flow:
+    """An untrained flow of the registry, its weights drawn from ``seed`` alone.
+
+    ``size``: how many columns, or the shape of images.
+    """
+    given: dict[str, Any] = {"features" if isinstance(size, int) else "shape": size}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return rootflow.flow(name, features, **plain(options))
+        return rootflow.flow(name, **given, **plain(options))
 
 
 def learn(
-    flow: Flow, train: Tensor, validation: Tensor, budget: Mapping[str, Any], seed: int, job: Job
+    flow: Flow, train: Tensor, validation: Tensor, budget: Mapping[str, Any], seed: int, job: Job,
+    **given: Any,
 ) -> tuple[History, dict[str, Any]]:
     """Fit and save in the part's folder, going on where a stopped fit was; what it took.
 
-    ``budget``: ``seconds`` and fields of ``FitConfig``.
+    ``budget``: ``seconds`` and fields of ``FitConfig``. ``given``: more that ``fit`` takes.
     """
     settings = dict(budget)
     seconds = settings.pop("seconds")
@@ -41,7 +48,7 @@ def learn(
         rootflow.fit(
             flow, train, validation,
             config=FitConfig(minutes=seconds / 60, seed=seed, **settings),
-            checkpoint=job.folder / "resume", should_stop=job.should_stop,
+            checkpoint=job.folder / "resume", should_stop=job.should_stop, **given,
         )
     )  # fmt: skip
     flow.save(job.folder)

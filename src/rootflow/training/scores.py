@@ -74,33 +74,41 @@ class Scores:
 
 @torch.no_grad()
 def score_images(
-    flow: Flow, k: Tensor, pixels: Pixels, *, seed: int = 0, draws: int = 1, repeats: int = 2
+    flow: Flow,
+    k: Tensor,
+    pixels: Pixels,
+    *,
+    seed: int = 0,
+    probes: int = 0,
+    draws: int = 1,
+    repeats: int = 2,
 ) -> Scores:
     """Score images k ``(n, c, h, w)``, uint8, each the mean over ``draws`` of dequantisation.
 
     Where the flow estimates log-determinants in evaluation too, each is the mean of ``repeats``
-    independent estimates, from whose scatter ``Scores.variance`` comes. All follows from ``seed``.
+    independent estimates, from whose scatter ``Scores.variance`` comes. The noise follows from
+    ``seed``, the estimates from ``probes``.
     """
     like = next(flow.parameters())
-    noise, probes = torch.Generator().manual_seed(seed), seed * 1_000_003
+    noise, key = torch.Generator().manual_seed(seed), probes * 1_000_003
     parts: list[Tensor] = []
 
-    def log_prob(x: Tensor) -> Tensor:
-        nonlocal probes
-        probes += 1
-        reseed(flow, probes)
-        return by_rows(lambda part: flow.log_prob(part).double()[:, None], x, 1)[:, 0]
+    def estimated(x: Tensor) -> Tensor:
+        return torch.stack(flow.log_prob_and_error(x, draws=repeats), 1)
+
+    def exact(x: Tensor) -> Tensor:
+        return torch.stack([log_prob := flow.log_prob(x), torch.zeros_like(log_prob)], 1)
 
     one = pixels.dequantise(k[:1], torch.Generator().manual_seed(seed), like.dtype).to(like.device)
-    if torch.equal(log_prob(one), log_prob(one)):
-        repeats = 1
+    score = estimated if bool(by_rows(estimated, one, 2)[0, 1] > 0) else exact
     for chunk in torch.split(k, rows_at_once(flow.event)):
-        found = []
+        total = torch.zeros(len(chunk), 2, dtype=torch.float64)
         for _ in range(draws):
+            key += 1
+            reseed(flow, key)
             x = pixels.dequantise(chunk, noise, like.dtype).to(like.device)
-            found.append(torch.stack([log_prob(x) for _ in range(repeats)]))
-        each = torch.stack(found)
-        spread = each.var(1).mean(0) if repeats > 1 else torch.zeros_like(each[0, 0])
-        parts.append(torch.stack([each.mean((0, 1)), spread / (draws * repeats)]))
-    log_probs, variances = torch.cat(parts, 1).cpu().unbind(0)
+            log_prob, error = by_rows(score, x, 2).double().cpu().unbind(1)
+            total += torch.stack([log_prob / draws, error.square() / draws**2], 1)
+        parts.append(total)
+    log_probs, variances = torch.cat(parts).unbind(1)
     return Scores(log_probs, variances, flow.event, pixels)
