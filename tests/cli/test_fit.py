@@ -214,3 +214,9 @@ def test_debug_shows_the_traceback(tmp_path):
 def test_several_processes_need_a_common_run(table, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     fails(2, "fit", table, *TINY, says=["say which run with --out"])
+
+
+def test_records_go_to_a_tracker_too(table, tmp_path):
+    fails(2, "fit", table, *TINY, "--track", "paper", says=["tensorboard"])
+    succeeds("fit", table, *TINY, "--out", tmp_path / "run", "--track", "tensorboard")
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))

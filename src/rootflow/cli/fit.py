@@ -33,6 +33,8 @@ from rootflow.cli.processes import joined, wait
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.tables import Reading, byte_count
 from rootflow.cli.train import Interrupted, make_plan, train
+from rootflow.errors import RootflowError
+from rootflow.training import TRACKERS, Tracker
 
 __all__ = ["fit"]
 
@@ -60,6 +62,9 @@ def fit(
     missing: Missing = "auto",
     as_is: AsIs = False,
     memory: Memory = None,
+    track: Annotated[
+        str | None, typer.Option(help=f"Send records there as well: {', '.join(TRACKERS)}.")
+    ] = None,
     threads: Threads = None,
     device: Device = "cpu",
     quiet: Quiet = False,
@@ -72,6 +77,8 @@ def fit(
     several processes train one flow, each with its share of every batch.
     """
     where = usable_device(device)
+    if track is not None and track not in TRACKERS:
+        raise WrongUse(f"--track={track!r} is unknown; choose one of {', '.join(TRACKERS)}")
     if resume:
         if out is None:
             raise WrongUse("--resume: say which run with --out RUN")
@@ -103,13 +110,24 @@ def fit(
             wait()
         assert out is not None
         try:
-            result = train(out, plan, table, where, quiet)
+            to = tracker(track, out) if rank == 0 else None
+            result = train(out, plan, table, where, quiet, to)
         except Interrupted as stop:
             say(f"interrupted after step {stop.step:,}; go on with: "
                 f"rootflow fit --resume --out {out}")
             raise typer.Exit(128 + stop.signal) from None
         if result:
             _show(result, out, as_json)
+
+
+def tracker(name: str | None, run: Path) -> Tracker | None:
+    """The tracker of that name, for this run."""
+    if name is None:
+        return None
+    try:
+        return TRACKERS[name](run / name)
+    except ModuleNotFoundError as error:
+        raise RootflowError(str(error)) from None
 
 
 def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from rootflow.data.feed import Feed, encoded
 from rootflow.errors import RootflowError
 from rootflow.report import write_report
 from rootflow.store import write_atomically, write_json
-from rootflow.training import FitConfig, History
+from rootflow.training import FitConfig, History, Tracker
 from rootflow.training.checkpoint import read_state
 from rootflow.training.parallel import World
 from rootflow.transforms import Pixels
@@ -71,7 +71,8 @@ def make_plan(
 
 
 def train(
-    run: Path, plan: Mapping[str, Any], given: Parts | Images, device: torch.device, quiet: bool
+    run: Path, plan: Mapping[str, Any], given: Parts | Images, device: torch.device, quiet: bool,
+    tracker: Tracker | None = None,
 ) -> dict[str, Any]:
     """Fit, or go on fitting, the run that ``plan`` describes; measure and report it.
 
@@ -82,7 +83,9 @@ def train(
     data, config = plan["data"], FitConfig.model_validate(plan["fit"])
     rows = parts(given)
     try:
-        flow, history = _fit(run, plan, rows, device, quiet)
+        if tracker is not None:
+            tracker.start(plan)
+        flow, history = _fit(run, plan, rows, device, quiet, tracker)
         if World().rank:
             return {}
         if not quiet:
@@ -110,6 +113,8 @@ def train(
         }
         flow.save(run)
         write_json(run / "result.json", result)
+        if tracker is not None:
+            tracker.finish(result)
         write_report(run, found.evidence, log_prob_fn=found.log_prob, pictures=found.pictures)
     except OSError as error:
         raise RootflowError(
@@ -130,6 +135,7 @@ def measured(
 
 def _fit(
     run: Path, plan: Mapping[str, Any], rows: Sequence[Any], device: torch.device, quiet: bool,
+    tracker: Tracker | None,
 ) -> tuple[rootflow.Flow, History]:
     config, data = FitConfig.model_validate(plan["fit"]), plan["data"]
     flow = build_flow(plan["flow"], config.seed).to(device)
@@ -166,6 +172,8 @@ def _fit(
             metrics.write(json.dumps(record, allow_nan=False) + "\n")
             metrics.flush()
             progress.note(record)
+            if tracker is not None:
+                tracker.log(record)
 
         def should_stop() -> bool:
             progress.tick()
