@@ -26,6 +26,7 @@ from torch.distributions import (
     constraints,
 )
 
+import rootflow
 from rootflow import Flow
 from rootflow.flow import FlowDistribution
 from rootflow.transforms import Compose, FromTorch, Inverse, Scale, ToTorch
@@ -174,6 +175,17 @@ def test_a_flow_through_exp_is_the_lognormal(global_draws):
     with pytest.raises(ValueError, match="within the support"):
         flow.distribution().log_prob(-x)
     torch.testing.assert_close(Inverse(FromTorch(ExpTransform().inv, (3,)))(x), flow(x))
+
+
+def test_the_support_of_images():
+    with torch.random.fork_rng():
+        d = rootflow.flow("glow", shape=(1, 2, 2), alpha=0.1).distribution()
+    value = torch.full((3, 1, 2, 2), 0.5)
+    value[1, 0, 0, 0], value[2, 0, 0, 0] = -0.12, -0.13  # on both sides of -1 / 8
+    assert d.support.check(value).tolist() == [True, True, False]
+    assert d.log_prob(value[:2]).shape == (2,)
+    with pytest.raises(ValueError, match="within the support"):
+        d.log_prob(value)
 
 
 @pytest.mark.parametrize(

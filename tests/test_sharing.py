@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import rootflow
 from rootflow import CheckpointError, RootflowError, store
+from rootflow.data import Schema
 from rootflow.transforms import Scale
 from rootflow.zoo import ZOO
 
@@ -26,6 +27,8 @@ X = torch.tensor([[0.0, 0.0], [1.0, -2.0], [30.0, 4.0]], dtype=torch.float64)
 C = torch.tensor([[0.0], [1.0], [-1.0]], dtype=torch.float64)
 LOG_PROB = [-21.15547589738019, -10.395033812287421, -4800.670773216627]  # when it was written
 WHOLE = {path.name: path.read_bytes() for path in (FORMATS / "1").iterdir()}
+LOGGED = Schema.of("ac", ["float64"] * 2).to_json()
+LOGGED["columns"][0]["map"]["lower"] = 0.0
 HEADER = struct.unpack("<Q", WHOLE["model.safetensors"][:8])[0]
 
 
@@ -121,7 +124,7 @@ damage = st.one_of(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(damage)
 def test_damaged_weights_end_in_an_error_or_in_what_they_say(change):
     load(weights=change(WHOLE["model.safetensors"]))
@@ -137,7 +140,7 @@ values = st.one_of(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(st.sampled_from(sorted(entries)), values, st.booleans())
 def test_wrong_headers_end_in_an_error_or_in_what_they_say(name, change, twice):
     header = json.dumps({**entries, name: {**entries[name], change[0]: change[1]}})
@@ -161,7 +164,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     st.sampled_from(ENTRIES + OPTIONS),
     st.one_of(anything, st.sampled_from(sorted(ZOO)), st.lists(sizes, max_size=4)),
@@ -278,6 +281,24 @@ def test_a_shared_run_has_a_card_and_keeps_private_paths_to_itself(run, tmp_path
     again, before = rootflow.from_pretrained(out), rootflow.load(run)
     assert torch.equal(again.log_prob(X.float()), before.log_prob(X.float()))
     assert json.loads((out / "config.json").read_text())["data"]["columns"] == ["a|b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"data": {"schema": Schema.of("ac", ["float64"] * 2).to_json()}}, None),
+        ({"data": {"schema": LOGGED}}, "Some columns are mapped before the flow sees them"),
+        ({"data": {"levels": 256}}, "(pixel + u) / 256"),
+        ({"inference": {}}, "unconstrained parameters of a posterior"),
+    ],
+)
+def test_a_card_says_what_the_flow_is_about(run, tmp_path, entry, words):
+    (run / "config.json").write_text(json.dumps({"format_version": 1, **entry}))
+    rootflow.load(FORMATS / "1").save(run)
+    rootflow.save_pretrained(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert words is None or words in card
+    assert ("before the flow sees them" in card) == (words is not None and "mapped" in words)
 
 
 def test_a_flow_alone_is_shared_with_the_figures_given(tmp_path):

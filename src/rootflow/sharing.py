@@ -57,8 +57,7 @@ def save_pretrained(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "config.json", config)
     flow.save(directory)
-    columns = config["data"].get("columns", []) if "data" in config else []
-    card = _card(flow, columns, title or directory.name, summary, results or {}, license, tags)
+    card = _card(flow, config, title or directory.name, summary, results or {}, license, tags)
     write_atomically(directory / "README.md", card.encode())
 
 
@@ -147,12 +146,34 @@ def _table(rows: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _remark(config: Mapping[str, Any]) -> str:
+    """What the ``x`` of the flow are, where they are not the data themselves."""
+    from .data import Schema
+
+    data = config.get("data") or {}
+    if "inference" in config:
+        return (
+            "The flow lives on the unconstrained parameters of a posterior, which "
+            "`rootflow.inference.load(directory)` reads from these files."
+        )
+    if "levels" in data:
+        return f"It takes images as (pixel + u) / {data['levels']}, with u uniform on [0, 1)."
+    if "schema" in data and not Schema.from_json(data["schema"]).plain:
+        return (
+            "Some columns are mapped before the flow sees them, so its `x` are not the columns of "
+            "the table. With these files in a directory, `rootflow score DIRECTORY new.csv` and "
+            "`rootflow sample DIRECTORY -n 1000 --out drawn.csv` are about the columns themselves."
+        )
+    return ""
+
+
 def _card(
-    flow: Flow, columns: Sequence[str], title: str, summary: str, results: Mapping[str, Any],
+    flow: Flow, config: Mapping[str, Any], title: str, summary: str, results: Mapping[str, Any],
     license: str | None, tags: Sequence[str],
 ) -> str:  # fmt: skip
     recipe: dict[str, Any] = flow.recipe or {}
     name, given = recipe["name"], flow.context
+    columns: Sequence[str] = (config.get("data") or {}).get("columns", [])
     entry = ZOO.get(name)
     header = {
         "library_name": "rootflow",
@@ -179,9 +200,9 @@ def _card(
         f"# {title}",
         summary or "A normalizing flow: densities and samples by one invertible map.",
         "```python\n" + "\n".join(use) + "\n```",
-        "## The flow", _table(about),
+        _remark(config), "## The flow", _table(about),
     ]  # fmt: skip
     if figures:
         parts += ["## Figures of the fit", _table(figures),
                   "Log-densities are natural logarithms, in the units of the data."]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn import functional as F
 
 from .base import Transform
@@ -90,6 +91,10 @@ class Logit(Transform):
     def lowest(self) -> float:
         """Left end of the domain, -alpha / (1 - 2 alpha); the right end is 1 minus it."""
         return -self.alpha / (1 - 2 * self.alpha)
+
+    def image(self, support: constraints.Constraint) -> constraints.Constraint:
+        span = constraints.interval(self.lowest, 1 - self.lowest)
+        return constraints.independent(span, len(self.event))  # type: ignore[no-untyped-call]
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         x = (torch.sigmoid(z) - self.alpha) / (1 - 2 * self.alpha)
