@@ -179,7 +179,7 @@ def test_a_flow_through_exp_is_the_lognormal(global_draws):
 
 def test_the_support_of_images():
     with torch.random.fork_rng():
-        d = rootflow.flow("glow", shape=(1, 2, 2), alpha=0.1).distribution()
+        d = rootflow.flow("glow", shape=(1, 2, 2), alpha=0.1, scales=1).distribution()
     value = torch.full((3, 1, 2, 2), 0.5)
     value[1, 0, 0, 0], value[2, 0, 0, 0] = -0.12, -0.13  # on both sides of -1 / 8
     assert d.support.check(value).tolist() == [True, True, False]

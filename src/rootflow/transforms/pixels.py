@@ -93,7 +93,9 @@ class Logit(Transform):
         return -self.alpha / (1 - 2 * self.alpha)
 
     def image(self, support: constraints.Constraint) -> constraints.Constraint:
-        span = constraints.interval(self.lowest, 1 - self.lowest)
+        span = constraints.interval(  # type: ignore[no-untyped-call]
+            self.lowest, 1 - self.lowest
+        )
         return constraints.independent(span, len(self.event))  # type: ignore[no-untyped-call]
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
