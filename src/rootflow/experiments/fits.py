@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..plots.zoo import Extent
 from ..training import FitConfig, History
 from .parts import Job, plain
 
-__all__ = ["build", "cells", "learn", "log_density", "window"]
+__all__ = ["build", "cells", "descend", "learn", "log_density", "window"]
 
 
 def build(
@@ -57,6 +57,23 @@ def learn(
         "steps": history.steps,
         "fit_seconds": round(history.seconds, 3),
     }
+
+
+def descend(
+    loss: Callable[[], Tensor], parameters: Iterable[Tensor], steps: int, lr: float, job: Job
+) -> None:
+    """Minimise a loss by Adam, the rate falling to zero along a cosine; twenty records of it."""
+    optimiser = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(1, steps + 1):
+        value = loss()
+        optimiser.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+        if step % max(1, steps // 20) == 0:
+            job.records.append({"kind": "train", "step": step, "loss": float(value.detach())})
+            job.stop_if_asked()
 
 
 @torch.no_grad()

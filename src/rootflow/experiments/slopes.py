@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..plots import slopes as plots_slopes
 from ..solvers import Problem, find_root
-from .fits import build
+from .fits import build, descend
 from .parts import Count, Done, Job, Part, Positive, Row, Settings
 
 __all__ = ["Slopes", "ThreeParameters", "lower_bound", "steep"]
@@ -148,20 +148,13 @@ class Slopes(Settings):
         self, image: Callable[[Tensor], Tensor], parameters: Any, slope: float, lr: float,
         generator: torch.Generator, job: Job,
     ) -> None:
-        """Least squares on fresh uniform points, the rate falling to zero along a cosine."""
-        optimiser = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
-        for step in range(1, self.steps + 1):
+        """Least squares on fresh uniform points."""
+
+        def loss() -> Tensor:
             x = 2 * torch.rand(self.batch, 1, generator=generator) - 1
-            loss = (image(x) - steep(x, slope)).square().mean()
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            schedule.step()
-            if step % max(1, self.steps // 20) == 0:
-                record = {"kind": "train", "step": step, "loss": float(loss.detach())}
-                job.records.append(record)
-                job.stop_if_asked()
+            return (image(x) - steep(x, slope)).square().mean()
+
+        descend(loss, parameters, self.steps, lr, job)
 
     def summarise(self, done: Mapping[str, Done], job: Job) -> Iterator[Row]:
         function = f"slopes {1 / self.slope:g} and {self.slope:g}"

@@ -25,7 +25,7 @@ from ..lipschitz import LipschitzNet
 from ..logdet import Series
 from ..plots import theory as plots_theory
 from ..solvers import METHODS, Problem, find_root
-from .fits import build, learn
+from .fits import build, descend, learn
 from .parts import Count, Done, Job, Part, Positive, Row, Settings
 
 __all__ = ["TAILS", "Published", "Theory", "is_finite", "slope_limits", "variance"]
@@ -156,21 +156,14 @@ class Theory(Settings):
         Short, because an image that is sixty times as long must still be where a network is steep.
         """
         x = torch.linspace(-0.01, 0.01, 64).unsqueeze(-1)
-        found = {}
-        for end, sign in (("largest", 1), ("least", -1)):
+
+        def push(sign: int) -> float:
             flow = build(name, 1, self._options(name, c), job.seed).train()
-            optimiser = torch.optim.Adam(flow.parameters(), lr=1e-2)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.pushes)
-            for _ in range(self.pushes):
-                job.stop_if_asked()
-                optimiser.zero_grad()
-                (-sign * flow(x)[1]).mean().backward()
-                optimiser.step()
-                schedule.step()
+            descend(lambda: -sign * flow(x)[1].mean(), flow.parameters(), self.pushes, 1e-2, job)
             with torch.no_grad():
-                slopes = flow.eval()(x)[1].exp()
-            found[end] = float((sign * slopes).max() * sign)
-        return found
+                return float((sign * flow.eval()(x)[1].exp()).max() * sign)
+
+        return {"largest": push(1), "least": push(-1)}
 
     def _trained(self, name: str, c: float, job: Job) -> dict[str, Any]:
         """Fit to the data; stretch of the map, steps of the solvers, variance of the estimates."""
