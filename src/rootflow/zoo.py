@@ -71,7 +71,7 @@ class Entry:
             raise ValueError(f"flow={self.name!r} takes no images; choose one of {known}")
         parameters = inspect.signature(build).parameters.values()
         own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        return {**own, **({"alpha": 0.05} if images else {}), "base": "normal"}
+        return {**own, **({"alpha": 1e-6} if images else {}), "base": "normal"}
 
 
 def _blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., list[Transform]]:

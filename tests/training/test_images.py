@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import rootflow
-from rootflow import FitConfig
+from rootflow import DataError, FitConfig
+from rootflow.training import memory
 from rootflow.training.rows import Rows
 from rootflow.transforms import Pixels
 
@@ -104,3 +105,20 @@ def test_tables_are_not_mirrored():
             torch.randn(9, 2, generator=torch.Generator().manual_seed(0)),
             config=config(1, flip=True),
         )
+
+
+def test_a_batch_beyond_the_memory_is_refused_before_training(monkeypatch):
+    flow = glow()
+    x = torch.rand(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    state = {k: v.clone() for k, v in flow.state_dict().items()}
+    few, more = memory.step_memory(flow, x[:2]), memory.step_memory(flow, x)
+    assert 0 < more - few < 100_000
+    # a step holds at least its inputs and the hidden layers of the coupling, 8 channels of 2 x 2
+    assert more - few >= 2 * 4 * (16 + 2 * 8 * 4)
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, state[name])
+    monkeypatch.setattr(memory, "available", lambda device: 5 * more)
+    with pytest.raises(DataError, match=r"batch_size=32: .* 1 x 4 x 4 .* at most batch_size=\d+"):
+        rootflow.fit(flow, images(100), config=config(1), pixels=PIXELS)
+    monkeypatch.setattr(memory, "available", lambda device: 10**9)
+    assert rootflow.fit(flow, images(100), config=config(1), pixels=PIXELS).steps == 1

@@ -42,4 +42,4 @@ class FitConfig(BaseModel):
     seed: int = 0
 
 # Settings that suit images better, whose rows are long and costly.
-FOR_IMAGES = {"batch_size": 64, "lr": 2e-3, "validation_rows": 500, "validate_seconds": 30.0}
+FOR_IMAGES = {"batch_size": 64, "lr": 3e-3, "validation_rows": 500, "validate_seconds": 30.0}

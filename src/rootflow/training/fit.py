@@ -18,6 +18,7 @@ from ..flow import Flow
 from ..transforms import Pixels, Standardise
 from .checkpoint import read_state, write_state
 from .config import FitConfig
+from .memory import require_memory
 from .parallel import World
 from .rows import Feed, Rows
 
@@ -283,8 +284,8 @@ def fit(
     with the same arguments and the whole table; ``batch_size`` is that of all together, the first
     process writes the checkpoints and calls ``on_record``, and all end with the same weights.
 
-    Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows, RootflowError
-    if training diverges.
+    Raises: ValueError for wrong shapes or no budget, DataError for non-finite rows or images that
+    memory cannot hold a batch of, RootflowError if training diverges.
     """
     config = FitConfig(minutes=5) if config is None else config
     if config.minutes is None and config.steps is None:
@@ -316,6 +317,8 @@ def fit(
     like = next(flow.parameters())
     rows = Rows(train, context, sample_weight, gaps, pixels, like, config)
     trainer = _Trainer(flow, rows, config)
+    if len(flow.event) == 3:
+        require_memory(flow, -(-rows.size // trainer.world.size))
     world, where = trainer.world, like.device
     if trainer.rows.size % world.size:
         raise ValueError(

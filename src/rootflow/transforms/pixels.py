@@ -81,9 +81,11 @@ class Logit(Transform):
                     f"x holds values from {low:.4g} to {high:.4g}; images must lie in [0, 1]: "
                     "divide (pixel + noise) by the number of levels"
                 )
-        info = torch.finfo(x.dtype)  # the ends themselves are met by draws from far tails
-        s = (self.alpha + (1 - 2 * self.alpha) * x).clamp(info.tiny, 1 - info.eps)
-        log_s, log_rest = s.log(), torch.log1p(-s)
+        tiny = torch.finfo(x.dtype).tiny  # draws from far tails meet the very ends
+        # from both ends, because 1 - s would lose the digits of white pixels
+        log_s, log_rest = (
+            (self.alpha + (1 - 2 * self.alpha) * v).clamp_min(tiny).log() for v in (x, 1 - x)
+        )
         log_det = (self.log_slope - log_s - log_rest).flatten(1).sum(1)
         return log_s - log_rest, log_det
 
