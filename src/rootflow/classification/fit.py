@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,11 +36,16 @@ def make(
     classes = int(images.labels.max()) + 1
     if classes < 2:
         raise DataError(f"{images.name}: has one class only; two are needed")
+    return _build(
+        seed, event=images.shape, classes=classes, block=block, c=c, width=width, pool=pool,
+        levels=images.levels,
+    )  # fmt: skip
+
+
+def _build(seed: int, **recipe: Any) -> Classifier:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return Classifier(
-            images.shape, classes, block, c=c, width=width, pool=pool, levels=images.levels
-        )
+        return Classifier(**recipe)
 
 
 def part(images: Images, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -88,9 +93,9 @@ def _renew_statistics(model: Classifier, pixels: Tensor, config: FitConfig) -> N
         norm.momentum = None  # an average over all batches
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(config.seed))
     model.train()
-    for k, rows in enumerate(order.to(pixels.device).split(config.batch_size)[:RENEWAL]):
+    for k, rows in enumerate(torch.split(order, config.batch_size)[:RENEWAL]):
         model.draws = k
-        model(pixels[rows])
+        model(pixels[rows.to(pixels.device)])
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -106,6 +111,6 @@ def load(directory: str | Path, device: torch.device | str = "cpu") -> Classifie
     recipe = dict(read_config(Path(directory))["flow"])
     if recipe.pop("name", None) != "classifier":
         raise CheckpointError(f"{directory}: holds a flow; read it with rootflow.load")
-    model = Classifier(**recipe)
+    model = _build(0, **recipe)
     load_directory(Path(directory), model)
     return model.to(device).eval()

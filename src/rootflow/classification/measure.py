@@ -44,7 +44,7 @@ def measure(model: Classifier, images: Images) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("validation", "test"):
         pixels, labels = part(images, name, device)
-        scores = torch.cat([model(rows) for rows in pixels.split(AT_ONCE)])
+        scores = torch.cat([model(rows) for rows in torch.split(pixels, AT_ONCE)])
         confidence, guess = scores.double().exp().max(1)
         wrong = float((guess != labels).double().mean())
         found[f"{name}_error"] = 100 * wrong

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from rootflow import __version__
+from rootflow.cli.classify import classify
 from rootflow.cli.common import Commands, Debug, Wide
 from rootflow.cli.compare import compare
 from rootflow.cli.data import data
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings=Wide,
     rich_markup_mode="markdown",
 )
-for command in (fit, score, sample, compare, report, vi, reproduce, flows):
+for command in (fit, score, sample, compare, report, classify, vi, reproduce, flows):
     app.command()(command)
 app.add_typer(data, name="data")
 

@@ -59,24 +59,29 @@ def begin(run: Path, plan: Mapping[str, Any]) -> None:
         raise RootflowError(f"{run}: cannot be written: {error.strerror or error}") from None
 
 
-def read_plan(run: Path) -> dict[str, Any]:
-    """config.json of a run that may be unfinished. Raises CheckpointError."""
+def read_plan(run: Path, command: str = "fit") -> dict[str, Any]:
+    """config.json of a run of that command that may be unfinished. Raises CheckpointError."""
     try:
         plan: dict[str, Any] = json.loads((run / "config.json").read_bytes())
         version = plan["format_version"]
         known = {"flow", "data", "fit", "threads"} <= plan.keys()
+        writer = "classify" if plan["flow"].get("name") == "classifier" else "fit"
     except FileNotFoundError:
         raise CheckpointError(f"{run}: there is no run to resume; leave out --resume") from None
     except OSError as error:
         raise CheckpointError(f"{run}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        known, version = False, 0
+        known, version, writer = False, 0, command
     if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{run}: format version {version} is newer than this rootflow reads ({FORMAT_VERSION})"
         )
     if not known:
-        raise CheckpointError(f"{run / 'config.json'}: not written by rootflow fit, or damaged")
+        raise CheckpointError(
+            f"{run / 'config.json'}: not written by rootflow {command}, or damaged"
+        )
+    if writer != command:
+        raise CheckpointError(f"{run}: was written by rootflow {writer}; continue it with that")
     return plan
 
 
@@ -94,6 +99,11 @@ def open_run(run: Path, device: torch.device) -> tuple[rootflow.Flow, dict[str, 
         raise CheckpointError(
             f"{run} was written by rootflow vi, its draws beside it; read it in Python with "
             "rootflow.inference.load"
+        )
+    if plan["flow"].get("name") == "classifier":
+        raise CheckpointError(
+            f"{run} was written by rootflow classify; read it in Python with "
+            "rootflow.classification.load"
         )
     flow = rootflow.load(run, device)
     if not (run / "result.json").exists() and (run / "resume").is_dir():

@@ -4,6 +4,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from rootflow.training import FitConfig
 from rootflow.training.config import FOR_IMAGES
 from rootflow.zoo import ZOO, build
 
-__all__ = ["build_flow", "fit_config", "merge_budget", "parse"]
+__all__ = ["assign", "build_flow", "fit_config", "merge_budget", "parse"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -38,6 +39,16 @@ def parse(
         defaults, fields = ZOO[flow].options(images), config.model_fields
     except ValueError as error:
         raise WrongUse(f"--flow {flow}: {error}") from None
+    return assign(assignments, fields, defaults, f"options of flow {flow}")
+
+
+def assign(
+    assignments: Sequence[str],
+    fields: Mapping[str, Any],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    own: str = "",
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``parse`` for options with these ``defaults``, called ``own``, and ``fields`` of the fit."""
     options: dict[str, Any] = {}
     fit: dict[str, Any] = {}
     for assignment in assignments:
@@ -51,8 +62,9 @@ def parse(
             fit[name] = _literal(key, text.strip())
         else:
             raise WrongUse(
-                f"--set {key}: unknown; options of flow {flow} are {', '.join(defaults)}; "
-                f"options of the fit are {', '.join(fields)}"
+                f"--set {key}: unknown; "
+                + (f"{own} are {', '.join(defaults)}; " if own else "")
+                + f"options of the fit are {', '.join(fields)}"
             )
     return options, fit
 

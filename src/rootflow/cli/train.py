@@ -4,7 +4,8 @@ import json
 import math
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from rootflow.training.checkpoint import read_state
 from rootflow.training.parallel import World
 from rootflow.transforms import Pixels
 
-__all__ = ["Interrupted", "make_plan", "measured", "train"]
+__all__ = ["Interrupted", "make_plan", "measured", "train", "watched"]
 
 
 class Interrupted(Exception):
@@ -151,6 +152,25 @@ def _fit(
         train = Feed(rows[0], schema, like)
         if schema.plain and isinstance(rows[0], np.ndarray):
             train = torch.as_tensor(rows[0], dtype=torch.float32, device=device)
+    history = watched(
+        run, config, quiet,
+        partial(
+            rootflow.fit, flow, train, validation, config=config, **given,
+            on_validation=None if album is None else album.add,
+        ),
+        flow.save,
+    )  # fmt: skip
+    return flow, history
+
+
+def watched(
+    run: Path, config: FitConfig, quiet: bool, fit: Callable[..., History],
+    save: Callable[[Path], None],
+) -> History:
+    """Call ``fit`` with where it resumes and whom it tells: metrics.jsonl and the progress bar.
+
+    Raises Interrupted if a signal ended it, after ``save`` of what there is.
+    """
     saved = read_state(run / "resume")
     facts: dict[str, Any] = {"step": 0, "seconds": 0.0, "records": []}
     if saved is not None:
@@ -179,13 +199,9 @@ def _fit(
             progress.tick()
             return signals.received is not None
 
-        history = rootflow.fit(
-            flow, train, validation, config=config, **given,
-            checkpoint=run / "resume", on_record=on_record, should_stop=should_stop,
-            on_validation=None if album is None else album.add,
-        )  # fmt: skip
+        history = fit(checkpoint=run / "resume", on_record=on_record, should_stop=should_stop)
     if history.stopped == "interrupted":  # by a signal, perhaps to another process
         if World().rank == 0:
-            flow.save(run)
+            save(run)
         raise Interrupted(signals.received or signal.SIGTERM, history.steps)
-    return flow, history
+    return history

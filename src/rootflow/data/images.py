@@ -76,8 +76,9 @@ def read_images(source: str | os.PathLike[str], *, seed: int = 0) -> Images:
     """
     name = os.fspath(source)
     if name == "digits":
-        table = read_table("digits")
-        return _split(name, table.values.astype(np.uint8).reshape(-1, 1, 8, 8), None, 17, seed)
+        pixels = read_table("digits").values.astype(np.uint8).reshape(-1, 1, 8, 8)
+        labels = np.load(Path(__file__).with_name("digits-labels.npy"), allow_pickle=False)
+        return _split(name, pixels, labels.astype(np.int64), 17, seed)
     if (prepared := find_prepared(name, "images")) is not None:
         return _prepared(prepared, seed)
     if name == "fashion-mnist" and DEBIAN.is_dir():

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator
 
 from ..errors import DataError
+from .classify import Classify
 from .images import Images
 from .parts import Settings, Strict, among
 from .planar import PlanarInference
@@ -32,7 +33,7 @@ Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 KINDS: dict[str, type[Settings]] = {
     "zoo": Zoo, "toys": Toys, "tables": Tables, "slopes": Slopes, "inference": PlanarInference,
-    "vae": Vae, "theory": Theory, "images": Images,
+    "vae": Vae, "classify": Classify, "theory": Theory, "images": Images,
 }  # fmt: skip
 
 

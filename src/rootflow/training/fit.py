@@ -141,7 +141,7 @@ class _Trainer:
             group["lr"] = rate
         self._reseed()
         self.optimiser.zero_grad(set_to_none=True)
-        objective = batch.x.new_full((), torch.nan)
+        objective = self.parameters[0].new_full((), torch.nan)  # the rows may be whole numbers
         with contextlib.suppress(NotConverged):  # then the step counts as skipped
             log_prob = self._log_prob(batch.x, batch.context)
             weighted = log_prob if batch.weight is None else batch.weight * log_prob

@@ -1,0 +1,213 @@
+"""``rootflow classify``: train a classifier with certified blocks, and write a run directory."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import rootflow
+from rootflow import classification
+from rootflow.classification import BLOCKS, DEFAULTS, Classifier
+from rootflow.cli import run as runs
+from rootflow.cli.common import (
+    Debug,
+    Device,
+    Json,
+    Quiet,
+    Threads,
+    WrongUse,
+    nats,
+    print_grid,
+    print_json,
+    say,
+    set_threads,
+    usable_device,
+)  # fmt: skip
+from rootflow.cli.inputs import read_again
+from rootflow.cli.settings import assign, merge_budget
+from rootflow.cli.train import Interrupted, checked, watched
+from rootflow.data import Images, read_images
+from rootflow.errors import RootflowError
+from rootflow.store import write_json
+from rootflow.training import FitConfig
+
+__all__ = ["classify"]
+
+
+def classify(
+    data: Annotated[
+        str | None, typer.Argument(help="Images with labels: a name, a folder, a .npz.")
+    ] = None,
+    block: Annotated[str, typer.Option(help=f"{', '.join(BLOCKS[:-1])} or {BLOCKS[-1]}.")] = (
+        "implicit"
+    ),
+    c: Annotated[
+        float, typer.Option("--c", help="Bound on the norm of each convolution of the blocks.")
+    ] = 0.9,
+    width: Annotated[
+        float, typer.Option(help="Share of the published numbers of channels.")
+    ] = 0.125,
+    pool: Annotated[int, typer.Option(min=1, help="Average squares of so many pixels.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run.  [default: runs/DATA-BLOCK-TIME]")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Budget of time.  [default: 5, without --epochs]")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0, help="Budget in passes over the training images.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Option of the fit; repeatable."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    threads: Threads = None,
+    device: Device = "cpu",
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Learn the classes of images; test error, calibration and certified Lipschitz constants.
+
+    Ctrl-C saves the state; `rootflow classify --resume --out RUN` goes on from there.
+    """
+    where = usable_device(device)
+    if resume:
+        if out is None:
+            raise WrongUse("--resume: say which run with --out RUN")
+        if data or settings or (minutes, epochs, seed) != (None,) * 3:
+            raise WrongUse("--resume takes data and settings from the run; give only --out with it")
+        plan = runs.read_plan(out, command="classify")
+        if (out / "result.json").exists():
+            say(f"{out} is finished already; this is its result")
+            _show(json.loads((out / "result.json").read_bytes()), out, as_json)
+            return
+        set_threads(threads or plan["threads"])
+        images = read_again(plan["data"])
+        assert isinstance(images, Images)
+    else:
+        if data is None:
+            raise WrongUse("DATA is missing; give images with labels such as fashion-mnist")
+        set_threads(threads)
+        chosen = {**DEFAULTS, **assign(settings or [], FitConfig.model_fields)[1]}
+        steps = None if epochs is None else 1
+        config = merge_budget(FitConfig, chosen, minutes, steps, seed, default_minutes=5.0)
+        images = read_images(data, seed=config.seed)
+        checked(images, dequantise=False)
+        if epochs is not None:
+            steps = max(1, round(epochs * per_epoch(images, config)))
+            config = config.model_copy(update={"steps": steps})
+        options = {"c": c, "width": width, "pool": pool}
+        plan = _plan(images, data, block, options, config)
+        out = out or runs.default_path(data, block)
+        runs.begin(out, plan)
+    try:
+        result = _train(out, plan, images, where, quiet)
+    except Interrupted as stop:
+        say(f"interrupted after step {stop.step:,}; go on with: "
+            f"rootflow classify --resume --out {out}")
+        raise typer.Exit(128 + stop.signal) from None
+    _show(result, out, as_json)
+
+
+def per_epoch(images: Images, config: FitConfig) -> int:
+    """Steps in one pass over the training images."""
+    return max(1, len(images.train) // config.batch_size)
+
+
+def _plan(
+    images: Images, source: str, block: str, options: Mapping[str, Any], config: FitConfig
+) -> dict[str, Any]:
+    """What config.json of a new run says; also tries whether the network can be built."""
+    try:
+        recipe = classification.make(images, block, **options).recipe
+    except RootflowError:
+        raise
+    except ValueError as error:
+        raise WrongUse(str(error)) from None
+    words = ["rootflow", "classify", source, "--block", block]
+    for name, value in options.items():
+        words += [f"--{name}", str(value)]
+    for name, value in config.model_dump(exclude_defaults=True).items():
+        words += ["--set", f"{name}={value}"]
+    return {
+        "command": shlex.join(words),
+        "rootflow_version": rootflow.__version__,
+        "flow": recipe,
+        "data": runs.describe(images, source, {}, config.seed),
+        "fit": config.model_dump(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _train(
+    run: Path, plan: Mapping[str, Any], images: Images, device: torch.device, quiet: bool
+) -> dict[str, Any]:
+    """Fit, or go on fitting; measure. Returns the content of result.json."""
+    config = FitConfig.model_validate(plan["fit"])
+    recipe = plan["flow"]
+    options = {name: recipe[name] for name in ("c", "width", "pool")}
+    model: Classifier = classification.make(images, recipe["block"], config.seed, **options)
+    model.to(device)
+    save = partial(classification.save, model)
+    try:
+        fit = partial(classification.fit, model, images, config)
+        history = watched(run, config, quiet, fit, save)
+        if not quiet:
+            say(f"measuring on {len(images.test):,} test images")
+        result = {
+            **recipe,
+            "data": plan["data"]["name"],
+            "n_train": len(images.train), "n_validation": len(images.validation),
+            "n_test": len(images.test),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "steps": history.steps,
+            "epochs": round(history.steps / per_epoch(images, config), 3),
+            "seconds": round(history.seconds, 3),
+            **classification.measure(model, images),
+            "device": str(device),
+            "version": rootflow.__version__,
+            "seed": config.seed,
+            "stopped": history.stopped,
+            "skipped_steps": history.skipped,
+            "best_step": history.best_step,
+            "torch_threads": torch.get_num_threads(),
+        }  # fmt: skip
+        save(run)
+        write_json(run / "result.json", result)
+    except OSError as error:
+        raise RootflowError(
+            f"{run}: cannot be written: {error.strerror or error}; what was saved before is whole, "
+            f"continue with: rootflow classify --resume --out {run}"
+        ) from error
+    return result
+
+
+def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({**result, "run": str(run)})
+        return
+    restricted = "" if result["block"] == "vanilla" else f", c = {result['c']:g}"
+    print_grid(list({
+        "network": f"{result['block']}{restricted} on {result['data']}, "
+        f"{result['parameters']:,} parameters",
+        "images": f"{result['n_train']:,} train, {result['n_validation']:,} validation, "
+        f"{result['n_test']:,} test; {result['classes']} classes",
+        "test error": f"{nats(result['test_error'], result['test_error_se'])} %; "
+        f"validation {result['validation_error']:.2f} %",
+        "log-likelihood": f"{nats(result['test_log_prob'], result['test_log_prob_se'])} nats per "
+        f"image; calibration error {result['calibration_error']:.3f}",
+        "Lipschitz": f"branches at most {max(result['lipschitz']):.4g}, blocks at most "
+        + ", ".join(f"{bound:.4g}" for bound in result["block_lipschitz"]) + ", certified",
+        "training": f"{result['steps']:,} steps, {result['epochs']:.3g} epochs in "
+        f"{result['seconds']:.4g} s, best at {result['best_step']:,}; "
+        f"stopped by {result['stopped']}",
+        "run": str(run),
+    }.items()))  # fmt: skip
