@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Images
 from ..errors import CheckpointError, DataError
-from ..store import load_directory, read_config, save_directory
+from ..store import Budget, fill, read_directory, save_directory
 from ..training import FitConfig, History
 from ..training import fit as fit_rows
 from .network import Classifier
@@ -108,9 +108,16 @@ def save(model: Classifier, directory: Path) -> None:
 
 def load(directory: str | Path, device: torch.device | str = "cpu") -> Classifier:
     """A classifier that ``save`` or ``rootflow classify`` wrote. Raises CheckpointError."""
-    recipe = dict(read_config(Path(directory))["flow"])
-    if recipe.pop("name", None) != "classifier":
+    config, tensors = read_directory(Path(directory))
+    recipe = config["flow"]
+    if recipe.get("name") != "classifier":
         raise CheckpointError(f"{directory}: holds a flow; read it with rootflow.load")
-    model = _build(0, **recipe)
-    load_directory(Path(directory), model)
+    try:
+        with Budget(sum(t.numel() for t in tensors.values())):
+            model = _build(0, **{key: value for key, value in recipe.items() if key != "name"})
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{directory}: config.json does not describe a classifier: "
+                              f"{reason}") from None
+    fill(model, tensors, Path(directory))
     return model.to(device).eval()

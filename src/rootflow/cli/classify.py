@@ -28,10 +28,10 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )  # fmt: skip
-from rootflow.cli.inputs import read_again
+from rootflow.cli.inputs import enough_images, read_again
 from rootflow.cli.settings import assign, merge_budget
-from rootflow.cli.train import Interrupted, checked, watched
-from rootflow.data import Images, read_images
+from rootflow.cli.train import Interrupted, watched
+from rootflow.data import Images
 from rootflow.errors import RootflowError
 from rootflow.store import write_json
 from rootflow.training import FitConfig
@@ -99,8 +99,7 @@ def classify(
         chosen = {**DEFAULTS, **assign(settings or [], FitConfig.model_fields)[1]}
         steps = None if epochs is None else 1
         config = merge_budget(FitConfig, chosen, minutes, steps, seed, default_minutes=5.0)
-        images = read_images(data, seed=config.seed)
-        checked(images, dequantise=False)
+        images = enough_images(data, config.seed)
         if epochs is not None:
             steps = max(1, round(epochs * per_epoch(images, config)))
             config = config.model_copy(update={"steps": steps})
@@ -141,7 +140,7 @@ def _plan(
         "command": shlex.join(words),
         "rootflow_version": rootflow.__version__,
         "flow": recipe,
-        "data": runs.describe(images, source, {}, config.seed),
+        "data": runs.describe(images, source, config.seed, {}),
         "fit": config.model_dump(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip

@@ -17,7 +17,10 @@ from rootflow.data.prepared import NOTE, PREPARED
 from rootflow.data.schema import Schema
 from rootflow.errors import DataError
 
-__all__ = ["are_images", "digest", "image_set", "parts", "read", "read_again", "schema_of"]
+__all__ = [
+    "are_images", "digest", "enough_images", "image_set", "parts", "read", "read_again",
+    "schema_of",
+]  # fmt: skip
 
 SUFFIX = "-images"  # tells the images called "digits" from the table of that name
 PREPARED_IMAGES = {*PREPARED["images"], "imagenet32", "imagenet64"}  # whose reader says which
@@ -51,6 +54,11 @@ def read(source: str, reading: Reading, seed: int, quiet: bool = True) -> Parts 
         return read_new(source, reading, seed, quiet)
     if reading.words:
         raise WrongUse(f"{reading.words[0]} is for tables; {source} holds images")
+    return enough_images(source, seed)
+
+
+def enough_images(source: str, seed: int) -> Images:
+    """The images of that name. Raises DataError if they are too few for a split."""
     images = image_set(source, seed)
     if min(map(len, (images.train, images.validation, images.test))) < 2:
         count = len(images.pixels)
