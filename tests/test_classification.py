@@ -150,7 +150,7 @@ CONFIG = {"batch_size": 32, "lr": 1e-2, "ema": 0.9, "validation_rows": 24, "flip
 def test_three_shades_are_told_apart(block, images):
     shades = read_images(images)
     model = classification.make(shades, block, 0, c=0.9, width=0.05)
-    history = classification.fit(model, shades, FitConfig(steps=15, **CONFIG))
+    history = classification.fit(model, shades, FitConfig(steps=24, **CONFIG))
     found = classification.measure(model, shades)
     assert found["test_error"] < 20
     assert history.best_log_prob > -0.9
