@@ -158,14 +158,14 @@ def _fit(
             rootflow.fit, flow, train, validation, config=config, **given,
             on_validation=None if album is None else album.add,
         ),
-        flow.save,
+        flow.save, tracker,
     )  # fmt: skip
     return flow, history
 
 
 def watched(
     run: Path, config: FitConfig, quiet: bool, fit: Callable[..., History],
-    save: Callable[[Path], None],
+    save: Callable[[Path], None], tracker: Tracker | None = None,
 ) -> History:
     """Call ``fit`` with where it resumes and whom it tells: metrics.jsonl and the progress bar.
 
