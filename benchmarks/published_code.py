@@ -10,6 +10,7 @@ import collections.abc
 import contextlib
 import importlib.machinery
 import logging
+import math
 import runpy
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # otherwise by the first optimizer, among modules replaced
 from torch import Tensor
 
 UNUSED = [
@@ -35,7 +37,7 @@ class Case:
     """One published experiment: how its script is called, and the same model in our words."""
 
     title: str
-    features: int
+    shape: tuple[int, ...]  # of a row
     rows: int
     steps: int  # taken by default
     script: str
@@ -49,7 +51,7 @@ class Case:
 CASES = {
     "toy": Case(
         title="2-D checkerboard, batch 5000, 4 blocks, nets 2-128-128-2; exact log-det",
-        features=2,
+        shape=(2,),
         rows=5000,
         steps=100,
         script="train_toy.py",
@@ -62,7 +64,7 @@ CASES = {
     "power": Case(
         title="POWER shape, batch 1000, 20 blocks, nets 6-128-128-128-128-6; log-det: published "
         "roulette, rootflow default",
-        features=6,
+        shape=(6,),
         rows=1000,
         steps=40,
         script="train_tabular.py",
@@ -72,18 +74,41 @@ CASES = {
         betas=(0.9, 0.99),
         clip=1.0,
     ),
+    **{
+        f"image{width}": Case(
+            title=f"images 3x32x32, batch {rows}, blocks 2-2-2, {width} channels, kernels 3-1-3; "
+            "log-det: 10 terms and a Poisson tail",
+            shape=(3, 32, 32),
+            rows=rows,
+            steps=12,
+            script="train_img.py",
+            arguments="--data cifar10 --actnorm True --nblocks 2-2-2 --act swish --kernels 3-1-3 "
+            "--vnorms 2222 --fc-end False --preact True --coeff 0.9 --n-exact-terms 10 --nepochs 0 "
+            f"--nworkers 0 --idim {width} --batchsize {rows}",
+            options={"hidden": (width,) * 2, "lipschitz": 0.9**3, "logdet": "poisson", "terms": 10},
+            betas=(0.9, 0.99),
+            clip=1.0,
+        )
+        for width, rows in ((128, 8), (512, 2))
+    },
 }
 
 
 def batch(case: Case, generator: torch.Generator) -> Tensor:
-    """Draws (rows, features): the checkerboard on [-4, 4]^2, or a curved standardised table."""
-    if case.features == 2:
+    """Draws (rows, *shape): the checkerboard, a curved standardised table, or smooth pictures."""
+    if len(case.shape) == 3:
+        x = torch.randn(case.rows, 3, 8, 8, generator=generator)
+        x = torch.nn.functional.interpolate(x, case.shape[1:], mode="bicubic")
+        noise = torch.rand(case.rows, *case.shape, generator=generator)
+        return ((255 * torch.sigmoid(1.5 * x)).floor() + noise) / 256
+    (features,) = case.shape
+    if features == 2:
         u = torch.rand(case.rows, 2, generator=generator)
         down = torch.randint(0, 2, (case.rows,), generator=generator)
         x1 = 4 * u[:, 0] - 2
         return 2 * torch.stack([x1, u[:, 1] - 2 * down + x1.floor() % 2], 1)
-    mix = torch.randn(case.features, case.features, generator=torch.Generator().manual_seed(1))
-    x = torch.randn(case.rows, case.features, generator=generator) @ mix
+    mix = torch.randn(features, features, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(case.rows, features, generator=generator) @ mix
     x = x + 1.5 * torch.sin(2 * x.roll(1, 1))
     return (x - x.mean(0)) / x.std(0)
 
@@ -99,12 +124,17 @@ def placeholder(name: str) -> types.ModuleType:
 @contextlib.contextmanager
 def imports_of(case: Case, repo: Path) -> Iterator[None]:
     """Lets the published scripts import on a current torch; undoes what they do to Python."""
-    modules = {name: placeholder(name) for name in [*UNUSED, "torch._six", "lib.tabular"]}
+    replaced = [*UNUSED, "torch._six", "lib.tabular", "lib.datasets"]
+    modules = {name: placeholder(name) for name in replaced}
     modules["torch._six"].container_abcs = collections.abc  # left torch in 2021
     rows = batch(case, torch.Generator().manual_seed(0))
     data = torch.utils.data.TensorDataset(rows, torch.zeros(len(rows)))
     modules["lib.tabular"].get_tabular_datasets = lambda *_: (data, None, data)
+    modules["lib.datasets"].CIFAR10 = lambda *_, **__: data
     for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        if parent in modules:
+            setattr(modules[parent], child, module)
         module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     before = {name: sys.modules[name] for name in modules if name in sys.modules}
     root, argv = logging.getLogger(), sys.argv
@@ -127,8 +157,8 @@ def imports_of(case: Case, repo: Path) -> Iterator[None]:
 
 
 def row_norm_max(fx: Tensor, fz: Tensor) -> float:
-    """The largest Euclidean distance between rows of two (rows, features) tensors."""
-    return float((fx - fz).norm(dim=1).max())
+    """The largest Euclidean distance between rows of two (rows, *shape) tensors."""
+    return float((fx - fz).flatten(1).norm(dim=1).max())
 
 
 class Published:
@@ -145,13 +175,16 @@ class Published:
         self.case, self.toys = case, sys.modules.get("lib.toy_data")
 
     def step(self, x: Tensor) -> float:
-        """Takes one training step on x (rows, features); returns its loss in nats per row."""
+        """Takes one training step on x (rows, *shape); returns its loss in nats per row."""
         self.optimizer.zero_grad()
+        unit = 1.0
         if self.case.script == "train_toy.py":
             self.toys.inf_train_gen = lambda *_, **__: x.numpy()  # its loss draws the batch itself
             loss, *_ = self.compute_loss(self.args, self.model)
         else:
             loss, *_ = self.compute_loss(x, self.model)
+        if len(self.case.shape) == 3:  # bits per dimension
+            unit = math.prod(self.case.shape) * math.log(2)
         loss.backward()
         if self.case.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.case.clip)
@@ -160,17 +193,24 @@ class Published:
             self.update_lipschitz(self.model, self.args.n_lipschitz_iters)
         else:
             self.update_lipschitz(self.model)
-        return loss.item()
+        return loss.item() * unit
 
     @torch.no_grad()
     def residuals(self, x: Tensor) -> list[float]:
         """Per block, the largest |x + g_x(x) - z - g_z(z)| of any row."""
         found = []
-        for block in getattr(self.model, "module", self.model).chain:
+        for block in self.parts():
             z = block(x)
-            found.append(row_norm_max(x + block.nnet_x(x), z + block.nnet_z(z)))
+            if hasattr(block, "nnet_x"):
+                found.append(row_norm_max(x + block.nnet_x(x), z + block.nnet_z(z)))
             x = z
         return found
+
+    def parts(self) -> list[torch.nn.Module]:
+        """The published layers, from the data to the latent."""
+        model = getattr(self.model, "module", self.model)
+        scales = getattr(model, "transforms", [model])
+        return [layer for scale in scales for layer in scale.chain]
 
     def backward_residual(self, x: Tensor) -> float:
         """Takes a step; returns the largest residual / right-hand side of its backward solves."""

@@ -34,6 +34,8 @@ def test_closed_forms_agree_with_autograd(activation, dtype):
     tolerance = 20 * torch.finfo(dtype).eps
     torch.testing.assert_close(value, activation.value(a), rtol=tolerance, atol=tolerance)
     assert torch.isfinite(torch.stack([value, slope, bend])).all()
+    for own, other in zip(activation.value_and_slope(a), (value, slope), strict=True):
+        torch.testing.assert_close(own, other, rtol=tolerance, atol=tolerance)
     inner = a.abs() < 30  # autograd itself overflows further out
     (first,) = torch.autograd.grad(value.sum(), a, create_graph=True)
     torch.testing.assert_close(slope[inner], first[inner], rtol=tolerance, atol=tolerance)

@@ -81,7 +81,7 @@ def test_the_network_is_the_plain_one_of_torch(activation, preactivation):
         torch.testing.assert_close(jacobian[1].mT, full)
 
 
-@pytest.mark.parametrize("channels", [(1, 4), (4, 1), (3, 5), (1, 1)])
+@pytest.mark.parametrize("channels", [(1, 4), (4, 1), (3, 5), (5, 3), (6, 1), (1, 1)])
 @pytest.mark.parametrize("kind", ["scale", "matrix", "3x3", "5x3"])
 def test_adjoints_and_gradients_are_those_of_autograd(kind, channels):
     n, m = channels

@@ -32,6 +32,11 @@ def _swish(a: Tensor) -> Triple:
     return h, slope, s * (s - 1) * (2 + a * (1 - 2 * s))
 
 
+def _swish_slope(a: Tensor) -> tuple[Tensor, Tensor]:
+    one = a.new_ones(()).expand_as(a)
+    return torch.nn.functional.silu(a), torch.ops.aten.silu_backward(one, a)
+
+
 def _tanh(a: Tensor) -> Triple:
     h = torch.tanh(a)
     slope = 1 - h * h
@@ -64,11 +69,16 @@ class Activation:
     paired: bool = False
     shift: float = 0.0
     learned_scale: bool = False  # scale_in is a parameter: a -> phi(beta a) / beta
+    fused: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None  # value and slope in two passes
 
     @property
     def widen(self) -> int:
         """Width after the activation per unit before it."""
         return 2 if self.paired else 1
+
+    def value_and_slope(self, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Phi and phi' at ``a``."""
+        return self.derivatives(a)[:2] if self.fused is None else self.fused(a)
 
     def spread(self, a: Tensor) -> Tensor:
         """The arguments of phi: ``a`` itself, or the two of a pair along the last axis."""
@@ -99,9 +109,16 @@ ACTIVATIONS = {
     a.name: a
     for a in (
         Activation("sin", _sin, torch.sin, 2 * math.pi, 1 / (2 * math.pi)),
-        Activation("lipswish", _swish, _silu, 1.0, 1 / 1.1, learned_scale=True),
+        Activation("lipswish", _swish, _silu, 1.0, 1 / 1.1, learned_scale=True, fused=_swish_slope),
         Activation(
-            "clipswish", _swish, _silu, 1.0, 1 / (1.1 * 1.004), paired=True, learned_scale=True
+            "clipswish",
+            _swish,
+            _silu,
+            1.0,
+            1 / (1.1 * 1.004),
+            paired=True,
+            learned_scale=True,
+            fused=_swish_slope,
         ),
         Activation("cpila", _pila, lambda a: _pila(a)[0], 1.0, 1 / 1.06, paired=True, shift=-0.2),
         Activation("tanh", _tanh, torch.tanh),

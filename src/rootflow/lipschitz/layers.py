@@ -14,13 +14,56 @@ from torch.nn import functional as F
 
 __all__ = ["adjoint", "affine", "linear", "outer"]
 
+NARROW = 4  # convolutions to so few channels waste most of a vector register in torch
+
 
 def _first(x: Tensor) -> Tensor:
     """Images ``(n, channels, height, width)`` for torch, a view."""
     return x.flatten(0, -4).permute(0, 3, 1, 2)
 
 
+def _shifts(side: int, pixels: int) -> list[tuple[slice, slice]]:
+    """For each tap, where the result lies along one axis and the pixels it comes from."""
+    found = []
+    for t in range(side):
+        low, high = max(0, side // 2 - t), min(pixels, pixels + side // 2 - t)
+        low, high = min(low, pixels), max(high, 0)
+        move = t - side // 2
+        found.append((slice(low, high), slice(low + move, high + move)))
+    return found
+
+
+def _narrow(x: Tensor, w: Tensor) -> Tensor:
+    """Convolution to few channels: one matrix product for all taps, whose planes are then added."""
+    few, many, rows, columns = w.shape
+    flat = x.reshape(-1, *x.shape[-3:])
+    n, height, width, _ = flat.shape
+    taps = w.permute(2, 3, 0, 1).reshape(-1, many) @ flat.view(-1, many).t()
+    taps = taps.view(rows, columns, few, n, height, width)
+    out = taps.new_zeros(few, n, height, width)
+    for i, (to_y, from_y) in enumerate(_shifts(rows, height)):
+        for j, (to_x, from_x) in enumerate(_shifts(columns, width)):
+            out[..., to_y, to_x] += taps[i, j, ..., from_y, from_x]
+    return out.permute(1, 2, 3, 0).reshape(*x.shape[:-1], few)
+
+
+def _narrow_outer(u: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    """Gradient of the sum of ``u * _narrow(x, w)`` with respect to w."""
+    few, many, rows, columns = w.shape
+    u = u.reshape(-1, *u.shape[-3:]).permute(3, 0, 1, 2)
+    moved = u.new_zeros(rows, columns, *u.shape)
+    for i, (to_y, from_y) in enumerate(_shifts(rows, u.shape[2])):
+        for j, (to_x, from_x) in enumerate(_shifts(columns, u.shape[3])):
+            moved[i, j, ..., from_y, from_x] = u[..., to_y, to_x]
+    product = moved.view(rows * columns * few, -1) @ x.reshape(-1, many)
+    return product.view(rows, columns, few, many).permute(2, 3, 0, 1)
+
+
 def _convolve(x: Tensor, w: Tensor, b: Tensor | None = None, transposed: bool = False) -> Tensor:
+    few, many = (w.shape[1], w.shape[0]) if transposed else w.shape[:2]
+    if few <= NARROW < many:
+        out = _narrow(x, w.transpose(0, 1).flip(2, 3) if transposed else w)
+        return out if b is None else out + b
     if x.shape[-1] == 1:  # torch could not tell the layout of one channel: add an empty one
         x, w = F.pad(x, (0, 1)), F.pad(w, (0,) * (7 if transposed else 5) + (1,))
     run = F.conv_transpose2d if transposed else F.conv2d
@@ -62,6 +105,8 @@ def outer(u: Tensor, x: Tensor, w: Tensor, added: Tensor | None = None) -> Tenso
         return rows @ x if added is None else torch.addmm(added, rows, x)
     if w.dim() == 0:
         gradient = (u * x).sum()
+    elif w.shape[0] <= NARROW < w.shape[1]:
+        gradient = _narrow_outer(u, x, w)
     else:
         padding = [w.shape[2] // 2, w.shape[3] // 2]
         gradient = torch.ops.aten.convolution_backward(

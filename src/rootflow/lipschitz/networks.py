@@ -13,7 +13,7 @@ from .activations import ACTIVATIONS
 from .conv import conv_bound
 from .layers import affine
 from .norms import norm_bound
-from .tape import Tape, Weights, value_and_jacobian
+from .tape import CACHE_ELEMENTS, Tape, Weights, value_and_jacobian
 
 __all__ = ["CertifiedNet", "LipschitzConvNet", "LipschitzNet"]
 
@@ -109,12 +109,17 @@ class CertifiedNet(nn.Module):
     def value(self, x: Tensor, weights: Weights) -> Tensor:
         """Evaluate g: ``(batch, features)`` to ``(batch, features)``."""
         last = len(weights.matrices) - 1
-        x = x.view(-1, *self.grid)
-        for k, (w, b) in enumerate(zip(*weights, strict=True)):
-            x = affine(x, w, b)
-            if k < last:
-                x = self.activation(x)
-        return x.flatten(1)
+        size = len(x) if len(self.grid) == 1 else max(1, CACHE_ELEMENTS // self.width)
+        values = []
+        for start in range(0, max(len(x), 1), max(size, 1)):
+            rows = slice(start, start + size)
+            h = x[rows].view(-1, *self.grid)
+            for k, (w, b) in enumerate(zip(*weights.rows(rows), strict=True)):
+                h = affine(h, w, b)
+                if k < last:
+                    h = self.activation(h)
+            values.append(h.flatten(1))
+        return values[0] if len(values) == 1 else torch.cat(values)
 
     def rounding(self, x: Tensor, weights: Weights) -> Tensor:
         """Estimate ``(batch,)`` of the 2-norm error that floating point makes in ``value``.
@@ -136,9 +141,16 @@ class CertifiedNet(nn.Module):
                 error = 1.2 * error + 2 * unit * torch.linalg.vector_norm(h.flatten(1), dim=-1)
         return error
 
-    def record(self, x: Tensor, weights: Weights, seeds: Tensor | None = None) -> Tape:
+    def record(
+        self,
+        x: Tensor,
+        weights: Weights,
+        seeds: Tensor | None = None,
+        *,
+        pulls_only: bool = False,
+    ) -> Tape:
         """Evaluate g and keep what its gradients need; see ``Tape.record``."""
-        return Tape.record(x, weights, self.activation, seeds, self.grid)
+        return Tape.record(x, weights, self.activation, seeds, self.grid, pulls_only)
 
     def value_and_jacobian(self, x: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
         """Evaluate g and its exact Jacobian ``[b, i, o]`` = d g_o / d x_i; fully differentiable."""

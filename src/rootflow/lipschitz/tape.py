@@ -116,16 +116,20 @@ class Tape:
         activation: Activation,
         seeds: Tensor | None = None,
         grid: tuple[int, ...] | None = None,
+        pulls_only: bool = False,
     ) -> Tape:
         """Evaluate at x ``(batch, d)``, with derivatives along ``seeds`` ``(batch, m, d)``.
 
-        Without seeds these are all unit vectors.
+        Without seeds these are all unit vectors. ``pulls_only``: no derivatives along anything,
+        and of the methods only ``pull``.
         """
         matrices, biases = weights
         grid = grid or x.shape[1:]
         inputs, slopes, bends, pre, post = [x.view(-1, *grid)], [], [], [], []
         mixed, tangents = None, x
-        if seeds is None and len(grid) == 1:
+        if pulls_only:
+            tangents = x[:, None, :0]
+        elif seeds is None and len(grid) == 1:
             mixed = _mixed(matrices, activation)
         else:
             if seeds is None:
@@ -135,6 +139,11 @@ class Tape:
             tangents = linear(seeds, matrices[0])
         for k in range(len(matrices) - 1):
             a = activation.spread(affine(inputs[-1], matrices[k], biases[k]))
+            if pulls_only:
+                h, s = activation.value_and_slope(a)
+                inputs.append(h)
+                slopes.append(s)
+                continue
             h, s, bend = activation.derivatives(a)
             if k == 0 and mixed is not None:
                 tangents = (s @ mixed[1]).view(*x.shape, matrices[1].shape[0])
@@ -196,14 +205,17 @@ class Tape:
         return q.flatten(1), pulled[::-1]
 
     def pull(self, u: Tensor, slopes: Sequence[Tensor] | None = None) -> Tensor:
-        """J^T u for ``(rows, d)`` or ``(rows, m, d)``; with the slopes given, for some rows."""
+        """J^T u for ``(rows, d)`` or ``(rows, m, d)``; with the slopes given, for some rows.
+
+        Not differentiable.
+        """
         matrices = self.weights.matrices
         several = u.dim() == 3
         shape = u.shape
         u = adjoint(u.reshape(*shape[:-1], *self.grid), matrices[-1])
         layers = zip(reversed(slopes or self.slopes), reversed(matrices[:-1]), strict=True)
         for s, w in layers:
-            u = adjoint(self.activation.fold(u * (s[:, None] if several else s)), w)
+            u = adjoint(self.activation.fold(u.mul_(s[:, None] if several else s)), w)
         return u.reshape(shape)
 
     def pull_weights(

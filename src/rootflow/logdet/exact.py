@@ -18,6 +18,7 @@ __all__ = [
 
 Solve = Callable[[Tensor, Weights], Tensor]
 CACHE_ELEMENTS = 2**20
+IMAGE_ELEMENTS = 2**19
 
 
 def _sweep(a: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,8 @@ def inverse_and_log_det(jac: Tensor, signs: Sequence[int]) -> tuple[Tensor, Tens
 
 def chunks(batch: int, net: CertifiedNet, tangents: int) -> list[slice]:
     """Rows that are worked on together: few enough that their tangents stay in a core's cache."""
-    least = 64 if len(net.grid) == 1 else 1
-    size = max(least, CACHE_ELEMENTS // ((tangents + 1) * net.width))
+    least, most = (64, CACHE_ELEMENTS) if len(net.grid) == 1 else (1, IMAGE_ELEMENTS)
+    size = max(least, most // ((tangents + 1) * net.width))
     count = max(1, -(-batch // size))
     size = max(1, -(-batch // count))
     return [slice(k, min(k + size, batch)) for k in range(0, max(batch, 1), size)]

@@ -77,8 +77,11 @@ class Series:
 
     @staticmethod
     def leading(lipschitz: float) -> int:
-        """Leading terms after which a term is below a twentieth of the first, at most 20."""
-        return min(20, max(1, math.ceil(math.log(0.05) / math.log(lipschitz))))
+        """The first term that, by the bound, is at most a tenth of a nat per dimension."""
+        k = 1
+        while lipschitz**k / k > 0.1:
+            k += 1
+        return k
 
     def evaluation(self, lipschitz: float) -> Series:
         """The same without bias and with so many terms that the rest stays below 1e-4 nats a row.
@@ -176,7 +179,8 @@ class _Estimated(torch.autograd.Function):
         else:
             values, summed = [], []
             for r in rows:
-                tape = net.record(y[r], weights.rows(r), probes[r] if keep else probes[r, :0])
+                seeds = probes[r] if keep else None
+                tape = net.record(y[r], weights.rows(r), seeds, pulls_only=not keep)
                 values.append(tape.value)
                 summed.append(_summed(tape, probes[r], signs, coefficients))
                 tapes.append(tape if keep else None)
@@ -184,8 +188,11 @@ class _Estimated(torch.autograd.Function):
             log_dets = torch.cat([s[0] for s in summed], 1)
             left = [torch.cat(u) for u in zip(*(s[1] for s in summed), strict=True)]
         if solve is not None:
-            inverse = None if coefficients is not None else inverses[signs.index(root)]
-            out = y = y.clone() if inverse is None else polish(y, at, out, root, inverse)
+            if coefficients is None:
+                inverse = inverses[signs.index(root)]
+                out = y = polish(y, at, out, root, inverse)
+            else:  # g at y is at hand: one more step of the contraction
+                out = y = torch.sub(at, out, alpha=root)
         ctx.net, ctx.root, ctx.implicit = net, root, solve is not None
         ctx.rows, ctx.inverse, ctx.tapes = rows, inverse, tapes or [None] * len(rows)
         ctx.save_for_backward(y, probes, *left, *tensors)

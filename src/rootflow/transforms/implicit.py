@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import logdet as logdets
 from ..lipschitz import CertifiedNet, LipschitzConvNet, LipschitzNet, Weights
-from ..solvers import METHODS, Problem, find_root
+from ..solvers import METHODS, Problem, default_tolerance, find_root
 from ..solvers.result import choose
 from .base import Transform
 
@@ -151,7 +151,12 @@ class _RootBlock(Transform):
         first_bias = 1 + len(weights.matrices)
         per_row = {0, *(k for k in range(first_bias, len(tensors)) if tensors[k].dim() == 2)}
         problem = Problem(residual, tensors, frozenset(per_row), net.lipschitz, jacobian)
-        return find_root(problem, c, method=self.solver, adjoint="none").value
+        if len(self.event) == 1:
+            return find_root(problem, c, method=self.solver, adjoint="none").value
+        # the norm of an image grows with its size, and the tolerance with the norm: be stricter
+        tol = default_tolerance(c.dtype) / 4
+        y = find_root(problem, c, method=self.solver, tol=tol, adjoint="none").value
+        return y - residual(y, *tensors)
 
     def _certificate(
         self, k: int, y: Tensor, c: Tensor, doubt: Tensor | float, context: Tensor | None
