@@ -146,7 +146,7 @@ def _image_blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., 
     return build
 
 
-LOG_DET = "exact; beyond 64 columns estimated without bias while training"
+LOG_DET = "exact; estimated without bias for images, and for training beyond 64 columns"
 
 ZOO = {
     e.name: e
