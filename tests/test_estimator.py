@@ -280,6 +280,7 @@ def test_outliers_are_the_improbable_rows():
 
 
 def test_scikit_learn_is_optional(monkeypatch):
+    assert {"FlowDensity", "FlowOutlierDetector", "flow"} <= set(dir(rootflow))
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     monkeypatch.delitem(sys.modules, "rootflow.estimator")
     monkeypatch.delattr(rootflow, "estimator")

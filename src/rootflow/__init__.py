@@ -19,10 +19,16 @@ if TYPE_CHECKING:
     from .estimator import FlowDensity as FlowDensity
     from .estimator import FlowOutlierDetector as FlowOutlierDetector
 
+_ESTIMATORS = ("FlowDensity", "FlowOutlierDetector")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ESTIMATORS])
+
 
 def __getattr__(name: str) -> Any:
     """Import the estimators when they are asked for: scikit-learn is optional, and heavy."""
-    if name in ("FlowDensity", "FlowOutlierDetector"):
+    if name in _ESTIMATORS:
         from . import estimator
 
         return getattr(estimator, name)
