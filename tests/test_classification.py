@@ -16,6 +16,7 @@ from rootflow.data import read_images
 from rootflow.errors import CheckpointError, DataError
 from rootflow.experiments import recipe
 from rootflow.experiments.classify import Classify
+from rootflow.experiments.parts import Done, Job
 from rootflow.training import FitConfig
 
 
@@ -226,7 +227,7 @@ def test_what_the_command_refuses(images, tmp_path):
         classification.load(tmp_path)
 
 
-def test_the_experiment_names_what_the_paper_published():
+def test_the_experiment_names_what_the_paper_published(tmp_path):
     found = recipe("classification")
     paper = found.settings["paper"]
     assert isinstance(paper, Classify)
@@ -235,4 +236,19 @@ def test_the_experiment_names_what_the_paper_published():
         for name, block, c in paper._networks()
     }
     assert rows == set(found.published)
+    parts = paper.model_copy(update={"images": ("cifar10",), "seeds": 2})
+    numbers = dict.fromkeys(
+        ("validation_error", "test_error", "test_error_se", "test_log_prob", "calibration_error",
+         "lipschitz", "block_lipschitz", "parameters", "epochs", "fit_seconds"), 1.0,
+    )  # fmt: skip
+    done = {
+        part.key: Done({**numbers, "test_error": float(part.key[-1] == "1")}, tmp_path)
+        for part in parts.parts()
+    }
+    done["cifar10-residual-0.9-1"] = Done({"error": "it failed"}, tmp_path)
+    table = {row.key: row for row in parts.summarise(done, Job(tmp_path, tmp_path, 0))}
+    assert table["cifar10/residual/0.9"].error == "it failed"
+    row = table["cifar10/implicit/0.6"]
+    assert (row.ours, row.se) == (0.5, pytest.approx(0.5))
+    assert (tmp_path / "errors.png").stat().st_size > 5000
     assert math.isclose(paper.steps * 128 / 45_000, 150, rel_tol=0.01)

@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from data.archive_helpers import idx
 from rootflow.data import images, read_images, read_table
@@ -104,6 +105,9 @@ def test_digits_are_the_table():
     found = read_images("digits", seed=3)
     np.testing.assert_array_equal(found.pixels.reshape(-1, 64), read_table("digits").values)
     assert (found.levels, found.shape) == (17, (1, 8, 8))
+    known = load_digits()
+    np.testing.assert_array_equal(found.pixels.reshape(-1, 64), known.data)
+    np.testing.assert_array_equal(found.labels, known.target)
     parts = (found.train, found.validation, found.test)
     assert sorted(np.concatenate(parts)) == list(range(1797))
     assert list(map(len, parts)) == [1439, 179, 179]

@@ -9,6 +9,7 @@ from rootflow.cli.common import Debug, Json, Quiet, print_grid, print_json, say
 from rootflow.data import BUILTIN, IMAGES, PACKAGED, PREPARED
 from rootflow.data import prepare as prepare_set
 from rootflow.data.archives import cache_folder
+from rootflow.data.images import DEBIAN
 
 __all__ = ["data"]
 
@@ -32,8 +33,8 @@ def list_known(as_json: Json = False, debug: Debug = False) -> None:
         })  # fmt: skip
         return
     for kind, known in kinds.items():
-        rows = [[name, _origin(name), text] for name, text in known.items()]
-        print_grid(rows, ["tables" if kind == "data" else kind, "from", "what"])
+        print("tables:" if kind == "data" else "images:")
+        print_grid([["", name, _origin(name), text] for name, text in known.items()])
 
 
 def _origin(name: str) -> str:
@@ -41,7 +42,9 @@ def _origin(name: str) -> str:
         return "built in"
     if name in PACKAGED:
         return "other packages"
-    return "prepared" if (cache_folder() / name).is_dir() else "data prepare"
+    if (cache_folder() / name).is_dir():
+        return "prepared"
+    return "Debian" if name == "fashion-mnist" and DEBIAN.is_dir() else "data prepare"
 
 
 @data.command()

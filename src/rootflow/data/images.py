@@ -27,7 +27,7 @@ from rootflow.errors import DataError
 __all__ = ["IMAGES", "Images", "read_images"]
 
 IMAGES: dict[str, str] = {
-    "digits": "1,797 x 1 x 8 x 8: the table of that name as images with levels 0 to 16",
+    "digits": "1,797 x 1 x 8 x 8: handwritten digits in 10 classes, levels 0 to 16",
 }
 VALIDATION = 10_000  # rows at most, of a training set whose test set is fixed
 

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from .. import classification
 from ..classification import BLOCKS, DEFAULTS
 from ..data import Images, read_images
+from ..plots.errors import by_restriction
 from ..training import FitConfig
 from .parts import Count, Done, Job, Part, Positive, Row, Settings, among
 
@@ -101,32 +102,41 @@ class Classify(Settings):
         }
 
     def summarise(self, done: Mapping[str, Done], job: Job) -> Iterator[Row]:
-        for name, block, c in self._networks():
-            parts = [done[_key(name, block, c, start)] for start in range(self.seeds)]
-            labels = {"images": name, "block": block, "c": "none" if c is None else f"{c:g}"}
-            measure = "test error, %"
-            errors = [part.error for part in parts if part.error is not None]
-            if errors:
-                yield Row(labels=labels, measure=measure, error=errors[0])
-                continue
+        rows = {network: self._row(*network, done) for network in self._networks()}
+        panels: dict[str, dict[str, dict[float | None, tuple[float, float]]]] = {}
+        for (name, block, c), row in rows.items():
+            if row.ours is not None and row.se is not None:
+                panels.setdefault(name, {}).setdefault(block, {})[c] = (row.ours, row.se)
+        if panels:
+            job.draw("errors", by_restriction(panels, "what a bound on the convolutions costs"))
+        yield from rows.values()
 
-            def mean(key: str, parts: Sequence[Done] = parts) -> float:
-                return float(np.mean([part.result[key] for part in parts]))
+    def _row(self, name: str, block: str, c: float | None, done: Mapping[str, Done]) -> Row:
+        """One network: means over the seeds."""
+        parts = [done[_key(name, block, c, start)] for start in range(self.seeds)]
+        labels = {"images": name, "block": block, "c": "none" if c is None else f"{c:g}"}
+        measure = "test error, %"
+        errors = [part.error for part in parts if part.error is not None]
+        if errors:
+            return Row(labels=labels, measure=measure, error=errors[0])
 
-            each = np.array([part.result["test_error"] for part in parts])
-            se = mean("test_error_se")  # of one network, from the number of test images
-            if self.seeds > 1:
-                se = float(each.std(ddof=1) / math.sqrt(self.seeds))
-            titles = {
-                "validation error": "validation_error", "nats": "test_log_prob",
-                "calibration error": "calibration_error", "Lip branch": "lipschitz",
-                "Lip block": "block_lipschitz", "parameters": "parameters", "epochs": "epochs",
-                "seconds": "fit_seconds",
-            }  # fmt: skip
-            yield Row(
-                labels=labels, measure=measure, ours=float(each.mean()), se=se, better="lower",
-                more={"seeds": self.seeds, **{title: mean(key) for title, key in titles.items()}},
-            )  # fmt: skip
+        def mean(key: str) -> float:
+            return float(np.mean([part.result[key] for part in parts]))
+
+        each = np.array([part.result["test_error"] for part in parts])
+        se = mean("test_error_se")  # of one network, from the number of test images
+        if self.seeds > 1:
+            se = float(each.std(ddof=1) / math.sqrt(self.seeds))
+        titles = {
+            "validation error": "validation_error", "nats": "test_log_prob",
+            "calibration error": "calibration_error", "Lip branch": "lipschitz",
+            "Lip block": "block_lipschitz", "parameters": "parameters", "epochs": "epochs",
+            "seconds": "fit_seconds",
+        }  # fmt: skip
+        return Row(
+            labels=labels, measure=measure, ours=float(each.mean()), se=se, better="lower",
+            more={"seeds": self.seeds, **{title: mean(key) for title, key in titles.items()}},
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=1)
