@@ -111,6 +111,6 @@ def measure(
     )  # fmt: skip
 
     def density(x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _array(log_density(exact, torch.as_tensor(x), schema, seed)[0])
+        return _array(log_density(exact, torch.as_tensor(x), schema, seed, draws=1)[0])
 
     return Measured(numbers, evidence, None if schema.discrete else density)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -145,7 +146,9 @@ def read_again(data: Mapping[str, Any], schema: Schema, max_bytes: int | None = 
     mixed = None
     if not data.get("as_is", True):
         mixed = replace(schema.reading(), missing=KEPT.get(data["missing"], data["missing"]))
-    table = read_rows(data["source"], data["columns"], data["seed"], max_bytes, mixed)
+    with warnings.catch_warnings():  # the fit has said which columns it leaves out
+        warnings.filterwarnings("ignore", message=".*columns not needed are ignored")
+        table = read_rows(data["source"], data["columns"], data["seed"], max_bytes, mixed)
     return cut(table, schema, data["seed"])
 
 

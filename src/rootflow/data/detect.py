@@ -5,6 +5,7 @@ The rules run in float64 on at most SAMPLE rows, levels and ranges on all; each 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ __all__ = ["KINDS", "Declared", "declare", "detect"]
 
 Floats = NDArray[np.float64]
 SAMPLE = 1_000_000  # rows
+LARGEST = 1e30  # numbers that a fit in single precision can bear
 MOST_VALUES = 4096  # distinct numbers that can be levels
 MOST_CELLS = 256  # of a grid whose cells all become levels, seen or not
 REST = 20  # rows beside points of mass that can show a continuous part
@@ -91,6 +93,7 @@ class Facts:
     counts: NDArray[np.int64]  # in the training rows, where all levels are known
     rows: int
     missing: int
+    digest: bytes  # of all cells in their order
 
     @property
     def n(self) -> int:
@@ -122,17 +125,18 @@ def detect(
                         f"it has {', '.join(table.columns)}")
     plans: list[ColumnPlan] = []
     left_out: dict[str, str] = {}
-    twins = _twins(table, parts)
+    seen: dict[tuple[bytes, tuple[str, ...]], str] = {}
     for facts in _survey(table, parts):
         name, given = facts.name, declared.get(facts.name)
         texts = table.levels.get(name, ())
+        twin = seen.setdefault((facts.digest, tuple(texts)), name)
         reason = _useless(facts, texts, given)
         if reason:
             left_out[name] = f"column {name}: {reason}; left out"
-        elif name in twins and given is None:
+        elif twin != name and given is None and any(plan.name == twin for plan in plans):
             plans.append(ColumnPlan(
-                name, "copy", facts.dtype, twin=twins[name], texts=texts, note=f"column {name}: "
-                f"repeats column {twins[name]}; left out, put back in samples"))  # fmt: skip
+                name, "copy", facts.dtype, twin=twin, texts=texts, note=f"column {name}: "
+                f"repeats column {twin}; left out, put back in samples"))  # fmt: skip
         else:
             plans.append(_plan(table.name, facts, texts, given))
     schema = Schema(tuple(plans), left_out)
@@ -151,20 +155,6 @@ def _useless(facts: Facts, texts: Sequence[str], given: Declared | None) -> str:
         count = f"more than {MOST_LEVELS:,}" if len(texts) > MOST_LEVELS else f"{len(texts):,}"
         return f"{count} different texts in {facts.n:,} rows, so names, not categories"
     return ""
-
-
-def _twins(table: Table, parts: Sequence[Floats]) -> dict[str, str]:
-    """Columns that repeat an earlier one, empty cells and text included."""
-    names = list(table.columns)
-    alive = {(i, j) for j in range(len(names)) for i in range(j)
-             if table.levels.get(names[i]) == table.levels.get(names[j])}  # fmt: skip
-    for part in parts:
-        for block in pieces(part):
-            alive = {(i, j) for i, j in alive
-                     if block[0, i] == block[0, j] or np.isnan(block[0, [i, j]]).all()}  # fmt: skip
-            alive = {(i, j) for i, j in alive
-                     if np.array_equal(block[:, i], block[:, j], equal_nan=True)}  # fmt: skip
-    return {names[j]: names[min(i for i, k in alive if k == j)] for _, j in sorted(alive)}
 
 
 def _survey(table: Table, parts: Sequence[Floats]) -> list[Facts]:
@@ -186,16 +176,17 @@ class _Gathered:
     def __init__(self) -> None:
         self.train: list[Floats] = [np.empty(0)]
         self.rest: list[Floats] = [np.empty(0)]
-        self.missing = 0
+        self.missing, self.digest = 0, hashlib.sha256()
         self.known: tuple[Floats, NDArray[np.int64]] | None = np.empty(0), np.empty(0, np.int64)
         self.ends = [math.inf, -math.inf]
 
     def add(self, cells: Floats, stride: int, trained: bool) -> None:
+        self.digest.update(cells.data)
         filled = cells[~np.isnan(cells)]
         self.missing += len(cells) - len(filled)
         if not len(filled):
             return
-        (self.train if trained else self.rest).append(filled[::stride])
+        (self.train if trained else self.rest).append(filled[::stride].copy())
         self.ends = [min(self.ends[0], filled.min()), max(self.ends[1], filled.max())]
         if stride > 1 and self.known is not None:
             self.known = _merged(*self.known, filled, trained)
@@ -208,7 +199,7 @@ class _Gathered:
             ends = np.array([end for end in self.ends if math.isfinite(end)])
             self.known = _merged(*known, np.append(rest, ends), False)
         sample = np.sort(np.append(train, rest))
-        return Facts(name, dtype, sample, *self.known, rows, self.missing)
+        return Facts(name, dtype, sample, *self.known, rows, self.missing, self.digest.digest())
 
 
 def _merged(
@@ -252,6 +243,10 @@ def _plan(table: str, facts: Facts, texts: Sequence[str], given: Declared | None
     if kind == "values":
         words = f"{len(levels):,} distinct values, unevenly spaced, each with a cell"
         return plan(kind, words, _levels(facts, levels))
+    low, high = float(levels[0]), float(levels[-1])
+    if max(-low, high) > LARGEST or high - low < 1 / LARGEST:
+        raise DataError(f"{table}: column {name} ranges from {low:g} to {high:g}, out of reach of "
+                        f"single precision; change its unit or leave it out")
     if kind == "circular":
         gap = _gap(facts)
         words = f"an angle, {numbers[0]:g} and {numbers[1]:g} the same point"

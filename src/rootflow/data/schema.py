@@ -54,6 +54,11 @@ class ColumnPlan:
         return isinstance(self.map, Circle) and not self.map.gap and not self.map.missing
 
 
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    """Whether values are equal, or both empty."""
+    return (a == b) | (a.isnan() & b.isnan())
+
+
 @dataclass(frozen=True)
 class Schema:
     """All columns that samples have, and the ones that were left out with the reason."""
@@ -97,7 +102,7 @@ class Schema:
                 if column.twin is None:
                     outside = alone.encode(x[:, j : j + 1], generator)[1] == -torch.inf
                 else:
-                    outside = x[:, j] != x[:, self.names.index(column.twin)]
+                    outside = ~_same(x[:, j], x[:, self.names.index(column.twin)])
                 count[column.name] += int(outside.sum())
         found = (f"column {name} in {rows:,}" for name, rows in count.items() if rows)
         return "values outside the bounds or levels of the fit, " + ", ".join(found)
@@ -137,8 +142,8 @@ class Schema:
                 weight = weight + w
                 continue
             as_ever = x.new_full((), column.value or 0.0)
-            same = as_ever if column.twin is None else x[:, place[column.twin]]
-            weight = torch.where(x[:, j] == same, weight, -torch.inf)
+            other = as_ever if column.twin is None else x[:, place[column.twin]]
+            weight = torch.where(_same(x[:, j], other), weight, -torch.inf)
         return torch.cat([x[:, :0], *parts], 1), weight
 
     def decode(self, y: Tensor) -> Tensor:
@@ -159,7 +164,7 @@ class Schema:
         words = {kind: word for word, kind in MAPS.items()}
         columns = []
         for column in self.columns:
-            entry = {k: v for k, v in vars(column).items() if v not in (None, "", (), False)}
+            entry = {k: v for k, v in vars(column).items() if v or type(v) is float}
             if column.map is not None:
                 entry["map"] = {"form": words[type(column.map)], **asdict(column.map)}  # type: ignore[call-overload]
             columns.append(entry)

@@ -143,11 +143,13 @@ def _open_path(path: Path) -> Source:
 def _open_parquet(path: Path) -> Source:
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(path)
+    file = parquet.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
     names = list(file.schema_arrow.names)
 
     def batches(wanted: list[int]) -> Iterator[Batch]:
-        for batch in file.iter_batches(BATCH, columns=[names[j] for j in wanted]):
+        for batch in file.iter_batches(
+            BATCH, columns=[names[j] for j in wanted], use_threads=False
+        ):
             yield [batch.column(names[j]) for j in wanted]
 
     return Source(str(path), names, file.metadata.num_rows, batches)
