@@ -53,7 +53,7 @@ LINES = {
     "spikes": (Line(atoms=(-0.3, 0.5), absent=-2.0, cell=0.4), [-3.0, -0.3, 0.1, 0.5, 2.0, NAN]),
     "grid": (Line(gap=0.1, origin=0.2, digits=1), [-0.5, 0.2, 0.3, 7.1]),
     "counts": (Line(lower=0.0, gap=1.0, atoms=(0.0,), digits=0, cell=2.0), [0.0, 1.0, 2.0, 30.0]),
-    "counts, empty": (Line(lower=0.0, gap=1.0, absent=-2.0, digits=0), [NAN, 0.0, 1.0, 5.0]),
+    "counts, empty": (Line(lower=0.0, gap=2.0, absent=-2.0, digits=0), [NAN, 0.0, 2.0, 10.0]),
     "levels": (Levels((0.0, 1.0, 5.0), (0.2, 0.3, 0.5)), [0.0, 1.0, 5.0]),
     "levels, empty": (Levels((0.0, 1.0), (0.2, 0.3, 0.5)), [0.0, 1.0, NAN]),
     "angle": (Circle(0.0, 360.0), [0.0, 90.0, 359.999, 180.0]),
@@ -104,8 +104,11 @@ def test_masses_of_atoms_cells_and_empty_values_are_those_of_their_intervals():
     assert mass(zeros, NAN) == pytest.approx(interval(-0.5, 0.2), rel=1e-6)
     assert mass(zeros, 0.0) == pytest.approx(interval(0.7, 1.4), rel=1e-6)
     assert mass(zeros, 0.4) == pytest.approx(float(log_normal(column(1.8)).exp()), rel=1e-6)
-    grid = LINES["grid"][0]
-    assert mass(grid, 0.3) == pytest.approx(interval(0.1, 0.2), rel=1e-6)
+    grid = LINES["grid"][0]  # in gaps from 0.2
+    assert mass(grid, 0.3) == pytest.approx(interval(1, 2), rel=1e-6)
+    empty = LINES["counts, empty"][0]  # empty from -2 to -1, all else one further
+    assert mass(empty, NAN) == pytest.approx(interval(-2, -1), rel=1e-6)
+    assert mass(empty, 2.0) == pytest.approx(interval(2, 3), rel=1e-6)
     for form, shares in ((LINES["levels"][0], {0.0: 0.2, 1.0: 0.3, 5.0: 0.5}),
                          (LINES["levels, empty"][0], {0.0: 0.2, 1.0: 0.3, NAN: 0.5})):  # fmt: skip
         for x, share in shares.items():

@@ -137,6 +137,8 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
     error = result["inverse_error"]
     bounds = result["lipschitz"]
     images = "shape" in result
+    unit = "units of [0, 1]" if images else "data units"
+    unit = "the units that the flow sees" if result.get("notes") else unit
     width = " x ".join(map(str, result["shape"])) if images else f"{result['features']} columns"
     lines = {
         "flow": f"{result['flow']} on {result['data']}, {result['parameters']:,} parameters",
@@ -144,7 +146,7 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
         f"{result['n_validation']:,} validation, {result['n_test']:,} test; {width}",
         "held-out": held_out(result),
         "round trip": f"{'–' if error is None else format(error, '.2g')} at most, "
-        f"in {'units of [0, 1]' if images else 'data units'}; "
+        f"in {unit}; "
         f"{math.floor(1e4 * result['converged_fraction']) / 100:g} % of the rows converged",
         "Lipschitz": f"at most {max(bounds):.4g} in each network, certified" if bounds else "–",
         "training": f"{result['steps']:,} steps in {result['seconds']:.4g} s, "

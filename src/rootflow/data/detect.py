@@ -135,7 +135,8 @@ def detect(
             left_out[name] = f"column {name}: {reason}; left out"
         elif twin != name and given is None and any(plan.name == twin for plan in plans):
             plans.append(ColumnPlan(
-                name, "copy", facts.dtype, twin=twin, texts=texts, note=f"column {name}: "
+                name, "copy", facts.dtype, twin=twin, texts=texts, holes=facts.missing > 0,
+                note=f"column {name}: "
                 f"repeats column {twin}; left out, put back in samples"))  # fmt: skip
         else:
             plans.append(_plan(table.name, facts, texts, given))
@@ -237,7 +238,8 @@ def _plan(table: str, facts: Facts, texts: Sequence[str], given: Declared | None
     kind, numbers = given.kind, given.numbers
     if kind in ("category", "ordered"):
         count = len(texts) if given.texts else len(levels)
-        words = f"{count} {'ordered ' if kind == 'ordered' else ''}categories, each with a cell"
+        said = "categories" if texts or kind == "ordered" else "values"
+        words = f"{count} {'ordered ' if kind == 'ordered' else ''}{said}, each with a cell"
         all_levels = np.arange(float(count)) if given.texts else levels
         return plan(kind, words, _levels(facts, all_levels))
     if kind == "values":
@@ -335,8 +337,11 @@ def _grid_line(facts: Facts, gap: float, digits: int | None) -> tuple[Line, str]
     lower = 0.0 if levels[0] >= 0 and facts.dtype[:4] not in ("date", "time") else None
     spread = float(facts.sample.std())
     share = max(facts.share(top) if heavy else 0.0, facts.missing / facts.rows)
-    absent = float(levels[0]) - gap * math.ceil(spread / 2 / gap) if facts.missing else None
-    line = Line(lower, None, atoms, absent, gap, float(middle), digits, cell=_cell(spread, share))
+    line = Line(lower, None, atoms, None, gap, float(middle), digits,
+                cell=_cell(spread / gap, share))  # fmt: skip
+    if facts.missing:
+        lowest = float(line.place(torch.tensor([levels[0]], dtype=torch.float64)))
+        line = replace(line, absent=lowest - math.ceil(spread / 2 / gap))
     more = f"; exactly {levels[top]:g} in {_percent(facts.share(top))} of the rows" if heavy else ""
     return line, more
 

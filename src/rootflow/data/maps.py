@@ -65,11 +65,11 @@ class Line(Map):
 
     Without grid, an open bound is undone: t = lower + scale log(exp(a) - 1) with a = (x - lower) /
     scale, mirrored for an upper one, and a logit between two. With a grid of spacing ``gap`` and a
-    level at ``origin``, t = x + gap u; its outermost cells reach to infinity. Then each value of
-    ``atoms`` is cut out of the line: what lies above moves up by ``cell``, and the value itself
-    becomes its place + cell u. ``absent`` is the place of the cell of missing values. A bound that
-    is an atom needs no map: its cell reaches to infinity too. At last ``origin`` is subtracted, so
-    that single precision suffices behind the map. ``digits``: decimals of the levels.
+    level at ``origin``, t = (x - origin) / gap + u; its outermost cells reach to infinity. Then
+    each value of ``atoms`` is cut out of the line: what lies above moves up by ``cell``, and the
+    value itself becomes its place + cell u. ``absent`` is the place of the cell of missing values.
+    A bound that is an atom needs no map: its cell reaches to infinity too. Without grid ``origin``
+    is subtracted at last, so that single precision suffices behind the map. ``digits``: decimals of the levels.
     """
 
     lower: float | None = None
@@ -88,7 +88,7 @@ class Line(Map):
 
     def place(self, x: Tensor) -> Tensor:
         """Where x lies on the line before anything is cut out of it."""
-        return self._unbind(x)[0]
+        return (x - self.origin) / self.gap if self.gap else self._unbind(x)[0]
 
     def _open(self) -> tuple[float | None, float | None]:
         """The bounds that are not points of mass: values come near them only."""
@@ -144,10 +144,9 @@ class Line(Map):
         somewhere = next((b for b in (self.lower, self.upper) if b is not None), self.origin)
         known = torch.where(inside, x, somewhere)
         if self.gap:
-            level = ((known - self.origin) / self.gap).round()
-            inside &= (known - self.origin - self.gap * level).abs() < 0.01 * self.gap
-            t = self.origin + self.gap * (level + u[:, 0])
-            weight = torch.full_like(t, math.log(self.gap))
+            steps = (known - self.origin) / self.gap
+            inside &= (steps - steps.round()).abs() < 0.01
+            t, weight = steps.round() + u[:, 0], torch.zeros_like(steps)
         else:
             t, weight = self._unbind(known)
         values, places = self._cuts()
@@ -158,17 +157,18 @@ class Line(Map):
             inside = inside | here
             y = torch.where(here, places[k] + self.cell * (k + u[:, 0]), y)
             weight = torch.where(here, math.log(self.cell), weight)
-        return y[:, None] - self.origin, torch.where(inside, weight, -math.inf)
+        shift = 0.0 if self.gap else self.origin
+        return y[:, None] - shift, torch.where(inside, weight, -math.inf)
 
     def decode(self, y: Tensor) -> Tensor:
         values, places = self._cuts()
-        y = y + self.origin
+        y = y if self.gap else y + self.origin
         tops = places + self.cell * torch.arange(1, len(places) + 1, dtype=y.dtype)
         above = (y >= tops).sum(1)  # cells below y
         t = y[:, 0] - self.cell * above
         x = self._bind(t)
         if self.gap:
-            x = self.origin + self.gap * ((t - self.origin) / self.gap).floor()
+            x = self.origin + self.gap * t.floor()
         x = x if self.lower is None else x.clamp_min(self.lower)
         x = snap(x if self.upper is None else x.clamp_max(self.upper), self.digits)
         in_cell = (y >= tops - self.cell) & (y < tops)

@@ -159,7 +159,7 @@ def write_table(
         if whole and bad.any():
             raise DataError(f"column {column}: NaN or infinity cannot be written as {dtype}")
     if named:
-        cells = [_arrow(array[:, j], dtype, (levels or {}).get(columns[j], ()))
+        cells = [_arrow(array[:, j], dtype, None if levels is None else levels.get(columns[j], ()))
                  for j, dtype in enumerate(dtypes)]  # fmt: skip
     else:
         cells = [_cast(array[:, j], np.dtype(dtype)) for j, dtype in enumerate(dtypes)]
@@ -189,19 +189,19 @@ def _is_number(dtype: str) -> bool:
     return dtype not in ("str", "date") and not dtype.startswith("timestamp")
 
 
-def _arrow(cell: Floats, dtype: str, texts: Sequence[str]) -> Any:
-    """One column of numbers as an Arrow array of its type; NaN is null, but in floats."""
+def _arrow(cell: Floats, dtype: str, texts: Sequence[str] | None) -> Any:
+    """One column of numbers as an Arrow array of its type; NaN is null, if texts are given."""
     import pyarrow as pa
 
     empty = np.isnan(cell)
     if _is_number(dtype):
         kind = np.dtype(dtype)
-        if kind.kind == "f":
+        if kind.kind == "f" and texts is None:
             return pa.array(_cast(cell, kind))
         return pa.array(_cast(np.where(empty, 0, cell), kind), mask=empty)
     if dtype == "str":
         index = pa.array(np.where(empty, 0, cell).astype(np.int64), mask=empty)
-        return pa.array(list(texts), pa.string()).take(index)
+        return pa.array(list(texts or ()), pa.string()).take(index)
     whole = np.rint(np.where(empty, 0, cell) * (1 if dtype == "date" else 1e6))
     unit = pa.date32() if dtype == "date" else pa.timestamp("us", dtype.partition(" ")[2] or None)
     ticks = pa.array(whole.astype(np.int64), mask=empty)
