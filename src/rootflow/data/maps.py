@@ -69,7 +69,8 @@ class Line(Map):
     each value of ``atoms`` is cut out of the line: what lies above moves up by ``cell``, and the
     value itself becomes its place + cell u. ``absent`` is the place of the cell of missing values.
     A bound that is an atom needs no map: its cell reaches to infinity too. Without grid ``origin``
-    is subtracted at last, so that single precision suffices behind the map. ``digits``: decimals of the levels.
+    is subtracted at last, so that single precision suffices behind the map. ``digits``: decimals
+    of the levels.
     """
 
     lower: float | None = None

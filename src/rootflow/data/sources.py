@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError  # what numpy lets through for a damaged header
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ TOY_ROWS = 100_000
 PARTS = ("train", "validation", "test")
 READABLE = ".csv .tsv .txt .parquet .feather .arrow .npy .npz"
 # What readers raise for damaged files; Arrow's errors are ValueError or NotImplementedError.
-UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, SyntaxError, TokenError,
+              zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 BUILTIN: dict[str, str] = {
     "galaxies": "100,000 x 7: redshift and six magnitudes of simulated galaxies (pzflow, MIT)",
