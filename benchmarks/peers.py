@@ -1,4 +1,4 @@
-"""The flows of six libraries behind one interface, and the worker process that runs one of them.
+"""The flows of seven libraries behind one interface, and the worker process that runs one of them.
 
     python benchmarks/peers.py SIDE
 
@@ -9,7 +9,8 @@ allocators and global settings of one cannot disturb another.
 Every flow has five transforms, conditioners with two hidden layers of 128, eight bins on [-5, 5]
 and a reversal (or what the library has in its place) between the transforms, in float32. Where a
 library's ready-made flow has other networks or additional layers, the same flow is put together
-from the library's own layers.
+from the library's own layers. Continuous and convex potential flows have two hidden layers of 64;
+a continuous flow is one field.
 """
 
 import contextlib
@@ -19,78 +20,28 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
-
-TRANSFORMS, WIDTH, BINS, BOUND, RATE = 5, 128, 8, 5.0, 1e-3
-HIDDEN = (WIDTH, WIDTH)
-FLOWS = ("maf", "realnvp", "nsf-ar", "nsf-coupling")
-WORKS = ("train", "log_prob", "sample")
-ADAM = {"fused": {"fused": True}, "foreach": {"foreach": True}, "loop": {"foreach": False}}
-
-
-def rows_of(features: int, rows: int) -> np.ndarray:
-    """The data of every side: correlated normal columns, variance 1."""
-    noise = np.random.RandomState(0).standard_normal((rows, features))
-    return ((noise + 0.5 * np.roll(noise, 1, axis=1)) / 1.25**0.5).astype(np.float32)
-
-
-class Missing(Exception):
-    """The library does not have this flow."""
-
-
-class Side:
-    """One library: ``build(flow, features)`` gives the model, the rest are its operations."""
-
-    packages: ClassVar[tuple[str, ...]] = ()
-    note: ClassVar[str] = ""
-
-    def __init__(self, flow: str, features: int, adam: str) -> None:
-        import torch
-
-        torch.manual_seed(0)
-        self.torch, self.features = torch, features
-        self.model = self.build(flow, features)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=RATE, **ADAM[adam])
-
-    def build(self, flow: str, d: int) -> Any:
-        raise NotImplementedError
-
-    def batch(self, rows: int) -> Any:
-        return self.torch.from_numpy(rows_of(self.features, rows))
-
-    def count(self) -> int:
-        return sum(p.numel() for p in self.parameters)
-
-    def density(self, x: Any) -> Any:
-        return self.model.log_prob(x)
-
-    def draw(self, rows: int) -> Any:
-        return self.model.sample((rows,))
-
-    def train(self, x: Any) -> Any:
-        self.model.train()
-        self.optimizer.zero_grad()
-        loss = -self.density(x).mean()
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def log_prob(self, x: Any) -> Any:
-        self.model.eval()
-        with self.torch.no_grad():
-            return self.density(x).mean()
-
-    def sample(self, x: Any) -> Any:
-        self.model.eval()
-        with self.torch.no_grad():
-            return self.draw(len(x)).mean()
+from peers_published import Published, Torchdiffeq, TorchdiffeqRk4
+from side import (
+    BINS,
+    BOUND,
+    CLASSIC,
+    FLOWS,
+    HIDDEN,
+    RATE,
+    SMALL,
+    TRANSFORMS,
+    WIDTH,
+    Missing,
+    Side,
+    rows_of,
+)  # fmt: skip
 
 
 class Rootflow(Side):
     packages = ("torch",)
+    flows = FLOWS
 
     def build(self, flow: str, d: int) -> Any:
         from rootflow.zoo import ZOO
@@ -102,12 +53,18 @@ class Rootflow(Side):
             "blocks": TRANSFORMS, "hidden": HIDDEN, "bins": BINS, "interval": BOUND,
             "tails": "linear", "linear": "reverse", "actnorm": False,
         }  # fmt: skip
+        if flow in ("ffjord", "cpflow"):
+            wanted |= {"hidden": SMALL}
+        if flow == "ffjord":
+            wanted |= {"blocks": 1}
         known = ZOO[flow].options()
         return make(flow, d, **{key: value for key, value in wanted.items() if key in known})
 
 
 class RootflowCompiled(Rootflow):
     """The same through torch.compile, in both directions."""
+
+    flows = CLASSIC
 
     def __init__(self, flow: str, features: int, adam: str) -> None:
         super().__init__(flow, features, adam)
@@ -119,7 +76,12 @@ class RootflowCompiled(Rootflow):
 
 class Zuko(Side):
     packages = ("zuko", "torch")
-    note = "couplings alternate a mask; the spline coupling is NSF(passes=2), as documented"
+    note = (
+        "couplings alternate a mask; the spline coupling is NSF(passes=2), as documented; naf has "
+        "monotonic networks of 2 x 64 fed with 16 signals, and bisects on [-10, 10]; ffjord is CNF "
+        "as it stands: dopri5 at 1e-5, exact trace by automatic differentiation"
+    )
+    flows = (*CLASSIC, "naf", "ffjord")
 
     def build(self, flow: str, d: int) -> Any:
         import zuko.flows as zf
@@ -129,6 +91,10 @@ class Zuko(Side):
             return zf.MAF(d, **nets)
         if flow == "realnvp":
             return zf.RealNVP(d, **nets)
+        if flow == "naf":
+            return zf.NAF(d, **nets)
+        if flow == "ffjord":
+            return zf.CNF(d, hidden_features=SMALL)
         return zf.NSF(d, bins=BINS, **nets, **({"passes": 2} if flow == "nsf-coupling" else {}))
 
     def density(self, x: Any) -> Any:
@@ -142,6 +108,7 @@ class ZukoParts(Zuko):
     """zuko's splines in its own coupling layer, which computes only what it transforms."""
 
     note = "spline coupling put together from zuko's layers"
+    flows = CLASSIC
 
     def build(self, flow: str, d: int) -> Any:
         from zuko.flows import RealNVP
@@ -373,6 +340,9 @@ SIDES: dict[str, type[Side]] = {
     "normflows": Normflows,
     "normflows-reversed": NormflowsReversed,
     "torchflows": Torchflows,
+    "torchdiffeq": Torchdiffeq,
+    "torchdiffeq-rk4": TorchdiffeqRk4,
+    "cp-flow": Published,
     "flowjax": Flowjax,
 }
 
@@ -399,6 +369,8 @@ class Worker:
             torch.set_num_threads(1)
 
     def build(self, flow: str, features: int) -> dict[str, Any]:
+        if flow not in self.kind.flows:
+            raise Missing(f"no {flow}")
         self.side, self.batches = self.kind(flow, features, self.adam), {}
         return {"parameters": int(self.side.count())}
 

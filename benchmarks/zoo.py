@@ -1,4 +1,4 @@
-"""Times the classical flows of this library beside five others, on one thread, in paired rounds.
+"""Times the flows of this library beside others, on one thread, in paired rounds.
 
     python benchmarks/zoo.py --quick
     python benchmarks/zoo.py --json zoo.jsonl --table zoo.md
@@ -26,7 +26,8 @@ from typing import Any
 
 from rich.console import Console
 
-from peers import ADAM, FLOWS, SIDES, WORKS, versions
+from peers import SIDES, versions
+from side import ADAM, FLOWS, WORKS
 
 GRID = {"features": (2, 6, 21, 63), "rows": (64, 512, 4096)}
 QUICK = {"features": (6, 63), "rows": (512,)}
@@ -36,6 +37,7 @@ ROUNDS = (2, 7)  # at least, at most
 TITLES = {
     "maf": "MAF", "realnvp": "RealNVP (affine coupling)",
     "nsf-ar": "NSF autoregressive", "nsf-coupling": "NSF coupling",
+    "naf": "NAF", "ffjord": "FFJORD", "cpflow": "Convex potential flow",
 }  # fmt: skip
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
@@ -118,7 +120,7 @@ class Bench:
             reply = self.build(side, flow, features)
             if "parameters" in reply:
                 sides[side] = reply["parameters"]
-            elif not reply.get("missing", "").startswith("the same"):
+            elif not reply.get("missing", "").startswith(("the same", "no ")):
                 print(f"{flow} d={features} {side}: {reply}", file=sys.stderr)
             self.add({"kind": "model", "side": side, "flow": flow, "features": features, **reply})
         for work, n in cells:
