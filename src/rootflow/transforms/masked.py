@@ -30,19 +30,31 @@ class Rule(NamedTuple):
 
     inplace: Callable[[Tensor], Tensor]
     from_result: bool
-    backward: Callable[[Tensor, Tensor], Tensor]  # of the gradient and what was kept
+    backward: Callable[[Tensor, Tensor], Tensor]  # of the gradient, in place, and what was kept
 
 
 RULES = {
-    "relu": Rule(torch.relu_, True, lambda g, y: aten.threshold_backward(g, y, 0)),
-    "silu": Rule(lambda a: F.silu(a, inplace=True), False, aten.silu_backward),
+    "relu": Rule(
+        torch.relu_, True, lambda g, y: aten.threshold_backward.grad_input(g, y, 0, grad_input=g)
+    ),
+    "silu": Rule(
+        lambda a: F.silu(a, inplace=True),
+        False,
+        lambda g, y: aten.silu_backward.grad_input(g, y, grad_input=g),
+    ),
     "elu": Rule(
         lambda a: F.elu(a, inplace=True),
         True,
-        lambda g, y: aten.elu_backward(g, 1.0, 1.0, 1.0, True, y),
+        lambda g, y: aten.elu_backward.grad_input(g, 1.0, 1.0, 1.0, True, y, grad_input=g),
     ),
-    "gelu": Rule(lambda a: a.copy_(F.gelu(a)), False, aten.gelu_backward),
-    "tanh": Rule(torch.tanh_, True, aten.tanh_backward),
+    "gelu": Rule(
+        lambda a: a.copy_(F.gelu(a)),
+        False,
+        lambda g, y: aten.gelu_backward.grad_input(g, y, grad_input=g),
+    ),
+    "tanh": Rule(
+        torch.tanh_, True, lambda g, y: aten.tanh_backward.grad_input(g, y, grad_input=g)
+    ),
 }
 
 
@@ -246,12 +258,18 @@ class Masked(nn.Module):
     ) -> Tensor:
         """Gradient of ``values`` from every layer's input and the rows of its gradient."""
         gradient = torch.empty_like(self.values)
-        layers = zip(self.pieces(gradient), self.blocks, inputs, gradients, strict=True)
-        for layer, blocks, h, rows in layers:
-            for at, (bias, w), g in zip(blocks, layer, rows, strict=True):
-                torch.sum(g, 1, keepdim=True, out=bias)
-                torch.mm(g, h[: at.p].mT, out=w)
+        layers = zip(self.pieces(gradient), inputs, gradients, strict=True)
+        for k, (layer, h, rows) in enumerate(layers):
+            self.layer_gradient(k, layer, h, rows)
         return gradient.mul_(self.mask)
+
+    def layer_gradient(
+        self, k: int, layer: Sequence[Piece], h: Tensor, rows: Sequence[Tensor]
+    ) -> None:
+        """Write the gradients of layer k's biases and matrices into ``layer``."""
+        for at, (bias, w), g in zip(self.blocks[k], layer, rows, strict=True):
+            torch.sum(g, 1, keepdim=True, out=bias)
+            torch.mm(g, h[: at.p].mT, out=w)
 
     def run(
         self, h: Tensor, layers: Sequence[Sequence[Piece]]
@@ -298,11 +316,17 @@ class _Staircase(torch.autograd.Function):
             theta = net.plain(*pair)
             found = iter(torch.autograd.grad(theta, wanted, gradient, create_graph=True))
             return (None, *(next(found) if need else None for need in needed))
-        layers = net.pieces(masked)
-        g, rows = gradient, [net.rows(count - 1, gradient)]
-        for k in range(count - 1, 0, -1):
-            below = net.rule.backward(net.pull(k, layers[k], rows[0]), kept[k - 1])
-            g = below + g if net.adds(k) else below
-            rows.insert(0, net.rows(k - 1, g))
-        pulled = net.pull(0, layers[0], rows[0]) if needed[0] else None
-        return None, pulled, net.values_gradient(inputs, rows) if needed[1] else None
+        layers, total = net.pieces(masked), torch.empty_like(values)
+        g, rows, pulled = gradient, net.rows(count - 1, gradient), None
+        # Each layer's gradient is used up before the next is made, which then finds its memory
+        # free and in the cache.
+        for k, own in reversed(list(enumerate(net.pieces(total)))):
+            if needed[1]:
+                net.layer_gradient(k, own, inputs[k], rows)
+            if k:
+                below = net.rule.backward(net.pull(k, layers[k], rows), kept[k - 1])
+                g = below.add_(g) if net.adds(k) else below
+                rows = net.rows(k - 1, g)
+            elif needed[0]:
+                pulled = net.pull(0, layers[0], rows)
+        return None, pulled, total.mul_(net.mask) if needed[1] else None
