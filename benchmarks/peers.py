@@ -56,7 +56,7 @@ class Rootflow(Side):
         if flow in ("ffjord", "cpflow"):
             wanted |= {"hidden": SMALL}
         if flow == "ffjord":
-            wanted |= {"blocks": 1}
+            wanted |= {"blocks": 1, "steps": 8}
         known = ZOO[flow].options()
         return make(flow, d, **{key: value for key, value in wanted.items() if key in known})
 

@@ -103,6 +103,8 @@ def test_log_det_is_that_of_the_jacobian(name, data, seed, features, context):
 @drawn
 def test_round_trip_and_cancelling_log_dets(name, dtype, data, seed, features, context):
     options = data.draw(options_of(name))
+    if dtype == torch.float32 and name not in ROOTS:  # what is stretched 1e5 times is lost there
+        options["spread"] = 0.1
     flow = wild(name, features, seed=seed, context=context, dtype=dtype, **options)
     x = points(20, features, seed, dtype)
     c = points(20, context, seed + 1, dtype) if context else None

@@ -52,7 +52,7 @@ class ContinuousTransform(Transform):
         hidden: Sequence[int] = (64, 64),
         *,
         solver: str = "rk4",
-        steps: int = 8,
+        steps: int = 6,
         tol: float = 1e-5,
     ) -> None:
         super().__init__((features,), context)
@@ -159,10 +159,10 @@ def ffjord(
     features: int,
     context: int = 0,
     *,
-    blocks: int = 1,
+    blocks: int = 2,
     hidden: Sequence[int] = (64, 64),
     solver: str = "rk4",
-    steps: int = 8,
+    steps: int = 6,
     tol: float = 1e-5,
     actnorm: bool = True,
     linear: str | None = "lu",
