@@ -100,7 +100,7 @@ def test_estimates_are_unbiased_for_weighted_losses(kind, logdet):
         projected = [(g * p).sum() for g, p in zip(gradients, probes, strict=True)]
         return torch.stack([*log_det.detach(), *projected])
 
-    samples = torch.stack([one() for _ in range(120)])
+    samples = torch.stack([one() for _ in range(80)])
     block.series = None
     truth = one()
     error = samples.std(0) / math.sqrt(len(samples))
