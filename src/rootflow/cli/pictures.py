@@ -20,9 +20,9 @@ from rootflow.store import write_atomically
 from rootflow.training.scores import by_rows, score_images
 from rootflow.transforms import Pixels
 
-__all__ = ["Album", "draw", "measure_images", "write_images"]
+__all__ = ["SCORED", "Album", "draw", "measure_images", "write_images"]
 
-SCORED = 10_000  # test images at most
+SCORED = 2000  # test images at most: an estimated log-determinant takes its time
 BACK = 256  # images of the round trip
 SHOWN = 10  # side by side
 TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0)
@@ -122,6 +122,7 @@ def measure_images(
     fine = error[error.isfinite()]
     summary = scores.summary()
     numbers = {
+        "n_test": len(test),
         **{f"test_{name}": value for name, value in summary.items()},
         "inverse_error": float(fine.max()) if len(fine) else None,
         "converged_fraction": float(converged.double().mean()),

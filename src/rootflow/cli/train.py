@@ -19,7 +19,7 @@ from rootflow.cli import run as runs
 from rootflow.cli.common import say
 from rootflow.cli.inputs import parts, schema_of
 from rootflow.cli.measure import Measured, measure
-from rootflow.cli.pictures import Album, measure_images
+from rootflow.cli.pictures import SCORED, Album, measure_images
 from rootflow.cli.processes import wait
 from rootflow.cli.progress import Progress, Signals
 from rootflow.cli.settings import build_flow
@@ -90,7 +90,8 @@ def train(
         if World().rank:
             return {}
         if not quiet:
-            say(f"measuring on {len(rows[2]):,} held-out rows")
+            most = SCORED if "shape" in data else len(rows[2])
+            say(f"measuring on {min(len(rows[2]), most):,} held-out rows")
         found = measured(flow, rows[2], data, config.seed, run)
         result = {
             "flow": plan["flow"]["name"],
