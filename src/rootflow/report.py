@@ -143,6 +143,7 @@ def _words(config: Json, result: Json) -> dict[str, str]:
     flow = str(result.get("flow") or config.get("flow", {}).get("name") or "flow")
     log_prob, train = _known(result.get("test_log_prob")), _known(result.get("train_log_prob"))
     shape = result.get("shape") or []
+    width = len(result["columns"]) if "columns" in result else result.get("features")
     extra = f"; training rows: {_signed(train, '.4f')}" if train is not None else ""
     if log_prob is not None and result.get("features") == 2:
         extra += f"; −log2 density: {_signed(-log_prob / math.log(2), '.4f')} bits per row"
@@ -157,13 +158,13 @@ def _words(config: Json, result: Json) -> dict[str, str]:
         **{key: _count(result.get(key)) for key in counts},
         **{key: DASH if result.get(key) is None else str(result[key]) for key in texts},
         "title": f"{flow} on {data}",
-        "size": " x ".join(map(str, shape)) or f"{_count(result.get('features'))} columns",
+        "size": " x ".join(map(str, shape)) or f"{_count(width)} columns",
         "rows": "images" if shape else "rows",
         **(_bits(result) if shape else {
             "measure": "Held-out log-likelihood",
             "score": _with_error(log_prob, _known(result.get("test_log_prob_se")), "nats per row"),
             "note": f"in the units of the data{extra}",
-            "unit": "data units",
+            "unit": "units that the flow sees" if result.get("notes") else "data units",
         }),
         "inverse_error": DASH if error is None else f"{error:.2g}",
         # rounded down: 100 % means every row

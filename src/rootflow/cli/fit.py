@@ -139,7 +139,7 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
     images = "shape" in result
     unit = "units of [0, 1]" if images else "data units"
     unit = "the units that the flow sees" if result.get("notes") else unit
-    width = " x ".join(map(str, result["shape"])) if images else f"{result['features']} columns"
+    width = " x ".join(map(str, result["shape"])) if images else f"{len(result['columns'])} columns"
     lines = {
         "flow": f"{result['flow']} on {result['data']}, {result['parameters']:,} parameters",
         "images" if images else "rows": f"{result['n_train']:,} train, "
