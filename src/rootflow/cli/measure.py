@@ -15,7 +15,7 @@ import rootflow
 from rootflow.bases import Normal
 from rootflow.data.schema import Schema
 from rootflow.errors import NotConverged
-from rootflow.lipschitz.networks import LipschitzNet
+from rootflow.lipschitz.networks import CertifiedNet
 from rootflow.plots.images import Pictures
 from rootflow.report import Evidence
 from rootflow.training.scores import by_rows
@@ -101,7 +101,7 @@ def measure(
         "test_log_prob_se": se,
         "inverse_error": float(fine.max()) if len(fine) else None,
         "converged_fraction": float(converged.double().mean()),
-        "lipschitz": [float(m.bound()) for m in exact.modules() if isinstance(m, LipschitzNet)],
+        "lipschitz": [float(m.bound()) for m in exact.modules() if isinstance(m, CertifiedNet)],
     }
     if not isinstance(flow.base, Normal):  # the figure compares latents with a standard normal
         latent = latent[:0]
