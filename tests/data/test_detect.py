@@ -35,6 +35,7 @@ COLUMNS = {
     "tenths": (np.round(GAMMA * 20, 1), "float64", "grid", Line(gap=0.1, lower=0.0)),
     "mostly nothing on a grid": (np.where(ZEROS, 0, np.round(GAMMA * 20 + 1, 1)), "float64", "grid",
                                  Line(gap=0.1, lower=0.0, atoms=(0.0,))),
+    "hours": (1.36e9 + 3600 * np.arange(N), "timestamp UTC", "grid", Line(gap=3600.0)),
     "degrees": (RNG.uniform(0, 360, N), "float64", "circular", Circle(0.0, 360.0)),
     "longitude": (RNG.uniform(-180, 180, N), "float64", "circular", Circle(-180.0, 360.0)),
     "compass": (RNG.integers(0, 16, N) * 22.5, "float64", "circular", Circle(0.0, 360.0, 22.5)),

@@ -303,7 +303,7 @@ def _round(facts: Facts, start: float) -> bool:
 def _gap(facts: Facts) -> float | None:
     """The spacing of the grid on which all values lie."""
     whole = re.match(r"u?int|date", facts.dtype) is not None
-    if not facts.tied and not whole:
+    if not (facts.tied or whole or facts.dtype.startswith("timestamp")):
         return None
     if whole:
         steps = np.diff(facts.levels)
