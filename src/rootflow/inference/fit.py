@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 import time
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..bases import Mixture
 from ..errors import NotConverged, RootflowError
 from ..flow import Flow
+from ..training.stepper import Stepper
 from ..transforms import ActNorm, Standardise
 from ..zoo import flow as build_flow
 from .config import VIConfig
@@ -33,10 +33,10 @@ LEAST_BETA = 0.01
 GAUSSIAN_SHARE = 0.2  # of the minutes, at most
 POOR_SHARE = 0.4  # of the Gaussian's draws left by importance weights: below, anneal
 ANNEAL = 0.25  # of the budget
+FEW = 4  # unconstrained parameters up to which the log-variance gradient is not too noisy
 COOLING = 0.25  # of the time so far: what the learning rate gets to fall to zero after a plateau
 EXACT = 1e-6  # variance of log p - log q below which nothing is left to gain
 RUNAWAY = 1e4  # spread of q, in that of the Gaussian it started from, beyond which it diverges
-FAILURES = 50
 COARSE = 1e4  # mean in standard deviations beyond which float32 is too coarse
 
 
@@ -48,7 +48,7 @@ class Trace:
     a finite gradient; ``bad_draws`` of ``draws``: points left out of steps. ``gaussian_elbo``: of
     the Gaussian that the flow started from, in nats; ``gaussian_share``: effective sample size of
     its importance weights as a share; ``gaussian_modes``: how many modes it spans. ``anneal``: the
-    share of the budget that was annealed.
+    share of the budget that was annealed; ``gradient``: which one it took.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -62,6 +62,7 @@ class Trace:
     gaussian_share: float | None = None
     gaussian_modes: int = 0
     anneal: float = 0.0
+    gradient: str = "path"
     gaussian_seconds: float = 0.0
     stopped: str = "budget"
 
@@ -70,7 +71,7 @@ class Trace:
         return {k: v for k, v in asdict(self).items() if k != "records"}
 
 
-class _Fitter:
+class _Fitter(Stepper):
     """State of one fit and what a step does to it."""
 
     def __init__(
@@ -78,25 +79,15 @@ class _Fitter:
     ) -> None:
         self.flow, self.target, self.config, self.rows = flow, target, config, rows
         self.trace = trace
-        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
-        if not self.parameters:
+        learned: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
+        if not learned:
             raise ValueError("flow has no parameters to fit")
-        self.device = self.parameters[0].device
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.best = [p.detach().clone() for p in self.parameters]
+        super().__init__(learned, config)
+        self.device = learned[0].device
         self.best_ratios: Tensor | None = None
         self.anchor: Tensor | None = None
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.lr, betas=(0.9, 0.99))
         self.generator = torch.Generator(self.device).manual_seed(config.seed * 2 + 1)
-        self.in_a_row, self.lr_factor, self.waited = 0, 1.0, 0
-
-    def learning_rate(self, along: float) -> float:
-        """Rate after that share of the schedule: a linear warm-up, then a cosine to zero."""
-        c = self.config
-        if along < c.warmup:
-            return self.lr_factor * c.lr * (along + 1e-3) / (c.warmup + 1e-3)
-        rest = (along - c.warmup) / (1 - c.warmup)
-        return self.lr_factor * c.lr * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+        self.waited = 0
 
     def beta(self, progress: float) -> float:
         """Power of the target after that share of the budget."""
@@ -105,13 +96,10 @@ class _Fitter:
 
     def advance(self, along: float, progress: float) -> float:
         """One optimiser step; what is maximised, NaN if the step was skipped."""
-        trace, c = self.trace, self.config
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.learning_rate(along)
-        self.optimiser.zero_grad(set_to_none=True)
-        bound, norm = math.nan, math.nan
-        trace.steps += 1
-        with contextlib.suppress(NotConverged):  # then the step counts as skipped
+        trace, c, bound = self.trace, self.config, math.nan
+
+        def objective() -> Tensor | None:
+            nonlocal bound
             found: Loss | None
             if self.rows is not None:
                 found = forward_rows(self.flow, self.rows, c.draws, self.generator)
@@ -119,43 +107,25 @@ class _Fitter:
                 found = loss(self.flow, self.target, c, self.beta(progress), self.generator)
             trace.draws += c.draws
             trace.bad_draws += c.draws if found is None else found.bad
-            if found is not None and found.bad <= c.draws / 2:
-                found.value.backward()  # type: ignore[no-untyped-call]
-                norm = float(
-                    torch.nn.utils.clip_grad_norm_(self.parameters, c.clip, foreach=True)
-                )
-                bound = found.bound
-        if not (math.isfinite(norm) and math.isfinite(bound)):
-            self._skip()
-            return math.nan
-        self.optimiser.step()
-        self.in_a_row = 0
-        decay = min(c.ema, (1 + trace.steps) / (10 + trace.steps))
-        with torch.no_grad():
-            torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
-        return bound
+            if found is None or found.bad > c.draws / 2 or not math.isfinite(found.bound):
+                return None
+            bound = found.bound
+            return found.value
 
-    def _skip(self) -> None:
-        trace = self.trace
-        trace.skipped += 1
-        self.in_a_row += 1
-        if self.in_a_row == 10:
-            self.lr_factor /= 2
-        if self.in_a_row >= FAILURES:
-            share = trace.bad_draws / max(trace.draws, 1)
-            raise TargetError(
-                f"{self.target.name}: {FAILURES} steps in a row failed; of all draws so far "
-                f"{share:.0%} had no finite log-density or gradient: check the density where "
-                "parameters are large or at the edge of their support, or lower lr"
-            )
+        before = self.skipped
+        try:
+            self.update(along, objective)
+        finally:
+            trace.steps, trace.skipped = self.step, self.skipped
+        return bound if self.skipped == before else math.nan
 
-    @torch.no_grad()
-    def put(self, values: list[Tensor]) -> list[Tensor]:
-        """Exchange the flow's parameters for ``values``; returns copies of the old ones."""
-        old = [p.detach().clone() for p in self.parameters]
-        for p, v in zip(self.parameters, values, strict=True):
-            p.copy_(v)
-        return old
+    def stuck(self) -> TargetError:
+        share = self.trace.bad_draws / max(self.trace.draws, 1)
+        return TargetError(
+            f"{self.target.name}: {self.in_a_row} steps in a row failed; of all draws so far "
+            f"{share:.0%} had no finite log-density or gradient: check the density where "
+            "parameters are large or at the edge of their support, or lower lr"
+        )
 
     def evaluate(self) -> tuple[float, float, float] | None:
         """ELBO of the averaged weights, its standard error, and the variance of the log ratios.
@@ -296,15 +266,17 @@ def fit(
     if reference is not None:
         rows = target.unconstrain(reference.to(device, torch.float64))
     _place(ready, target, starts, rows, config, generator, trace, should_stop)
-    if config.anneal is not None:
-        trace.anneal = config.anneal
-    elif config.objective == "elbo" and trace.gaussian_share is not None:
-        poor = trace.gaussian_modes > 1 or trace.gaussian_share < POOR_SHARE
-        trace.anneal = ANNEAL if poor else 0.0
+    poor = config.objective == "elbo" and trace.gaussian_share is not None and (
+        trace.gaussian_modes > 1 or trace.gaussian_share < POOR_SHARE
+    )
+    trace.anneal = config.anneal if config.anneal is not None else ANNEAL if poor else 0.0
+    few = poor and target.free_features <= FEW
+    trace.gradient = config.gradient or ("log-variance" if few else "path")
     trace.gaussian_seconds = time.monotonic() - begin
     if rows is not None:
         rows = rows.to(next(ready.parameters()).dtype)
-    fitter = _Fitter(ready, target, config, rows, trace)
+    chosen = config.model_copy(update={"gradient": trace.gradient})
+    fitter = _Fitter(ready, target, chosen, rows, trace)
     posterior = Posterior(target, ready, trace, config)
     try:
         _loop(fitter, config, trace, begin, on_record, should_stop)

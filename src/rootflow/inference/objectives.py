@@ -15,6 +15,7 @@ from .target import Target
 __all__ = ["Loss", "forward_rows", "loss"]
 
 ROW_CLIP = 10.0  # a draw's gradient is shortened to that many medians of the step's draws
+FAR = 10.0  # nats from their mean within which log ratios are never shortened
 
 
 @dataclass
@@ -40,12 +41,11 @@ def loss(
     """
     if config.objective == "forward-kl":
         return _self_normalised(flow, target, config, beta, generator)
-    path = config.gradient == "path"
-    z = flow.base.sample((config.draws,), generator)  # type: ignore[operator]
-    usual = len(z)
-    if path and config.objective == "elbo" and config.stretch > 1:
-        usual = (len(z) + 1) // 2
-        z = torch.cat([z[:usual], config.stretch * z[usual:]])
+    if config.objective == "elbo" and config.gradient == "log-variance":
+        return _log_variance(flow, target, config, beta, generator, shorten)
+    path = config.gradient != "plain"
+    stretched = path and config.objective == "elbo"
+    z, usual = _latents(flow, config, generator, stretched)
     u, log_det = flow.inverse(z)
     log_q = flow.base.log_prob(z) - log_det  # type: ignore[operator]
     value, slope = target.value_and_gradient(u)
@@ -78,6 +78,46 @@ def loss(
     if not path:
         moved = moved - log_q
     return Loss(-(weights.to(u.dtype) * moved).sum(), bound, bad)
+
+
+def _latents(
+    flow: Flow, config: VIConfig, generator: torch.Generator, stretched: bool
+) -> tuple[Tensor, int]:
+    """Latents ``(draws, k)``, and how many of them, from the first, are draws of the base."""
+    z = flow.base.sample((config.draws,), generator)  # type: ignore[operator]
+    if not stretched or config.stretch == 1:
+        return z, len(z)
+    usual = (len(z) + 1) // 2
+    return torch.cat([z[:usual], config.stretch * z[usual:]]), usual
+
+
+def _log_variance(
+    flow: Flow, target: Target, config: VIConfig, beta: float, generator: torch.Generator,
+    shorten: bool,
+) -> Loss | None:
+    """Half the variance of log p~ - log q over draws held fixed.
+
+    Richter et al. 2020, VarGrad (arXiv:2010.10436), equation 9: at draws of q its gradient is that
+    of KL(q || p), and like the path gradient's its noise vanishes where q is right. It compares
+    values and not slopes, so it sees that two regions far apart have the wrong shares. Stretched
+    latents change the draws that the variance is taken over, not where it is zero.
+    """
+    with torch.no_grad():
+        z, usual = _latents(flow, config, generator, True)
+        u = flow.inverse(z)[0]
+        value = beta * target.unconstrained_log_prob(u).to(u.device)
+    log_q = flow.log_prob(u)
+    log_ratio = value - log_q.detach()
+    rows = (log_ratio.isfinite() & log_q.detach().isfinite()).nonzero()[:, 0]
+    if len(rows) < 2:
+        return None
+    log_ratio = log_ratio[rows]
+    off = log_ratio - log_ratio.mean()
+    if shorten:
+        limit = ROW_CLIP * off.abs().median().clamp_min(FAR / ROW_CLIP)
+        off = off.clamp(-limit, limit)
+    value = -(off.to(u.dtype) * log_q[rows]).sum() / (len(rows) - 1)
+    return Loss(value, float(log_ratio[rows < usual].mean()), len(u) - len(rows))
 
 
 def _score(flow: Flow, u: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from .config import FitConfig
 from .memory import require_memory
 from .parallel import World
 from .rows import Feed, Rows
+from .stepper import Stepper
 
 __all__ = ["History", "evaluate", "fit", "reseed", "rows_at_once"]
 
@@ -108,69 +109,39 @@ def _check(x: Tensor, name: str, flow: Flow, pixels: Pixels | None) -> None:
         )
 
 
-class _Trainer:
+class _Trainer(Stepper):
     """State of one fit and what a step does to it."""
 
     def __init__(self, flow: Flow, rows: Rows, config: FitConfig) -> None:
         self.flow, self.rows, self.config = flow, rows, config
         self.names = [n for n, p in flow.named_parameters() if p.requires_grad]
-        self.parameters: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.best = [p.detach().clone() for p in self.parameters]
-        self.optimiser = torch.optim.Adam(
-            self.parameters, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
-        )
-        self.step, self.skipped, self.in_a_row, self.lr_factor = 0, 0, 0, 1.0
+        learned: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
+        super().__init__(learned, config, config.weight_decay)
         self.world = World()
         self.compiled: Callable[[Tensor, Tensor | None], Tensor] | None = None
 
-    def learning_rate(self, progress: float) -> float:
-        c = self.config
-        if progress < c.warmup:
-            return self.lr_factor * c.lr * (progress + 1e-3) / (c.warmup + 1e-3)
-        along = (progress - c.warmup) / (1 - c.warmup)
-        return self.lr_factor * c.lr * 0.5 * (1 + math.cos(math.pi * min(along, 1.0)))
-
-    def advance(self, progress: float) -> tuple[float, float, float]:
-        """One optimiser step; the mean objective, the gradient norm and the rate."""
+    def advance(self, progress: float) -> tuple[float, float]:
+        """One optimiser step; the mean objective and the gradient norm."""
         if self.step == 0 and self.world.size > 1:
             self._initialise()
         batch = self.rows.batch(self.step, self.world.share)
-        rate = self.learning_rate(progress)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         self._reseed()
-        self.optimiser.zero_grad(set_to_none=True)
-        objective = self.parameters[0].new_full((), torch.nan)  # the rows may be whole numbers
-        with contextlib.suppress(NotConverged):  # then the step counts as skipped
+
+        def objective() -> Tensor:
             log_prob = self._log_prob(batch.x, batch.context)
             weighted = log_prob if batch.weight is None else batch.weight * log_prob
-            objective = -weighted.sum() / batch.total
-            objective.backward()  # type: ignore[no-untyped-call]
-        loss, norm = self._gather(objective.detach())
-        self.step += 1
-        if math.isfinite(norm) and math.isfinite(loss):
-            self.optimiser.step()
-            self.in_a_row = 0
-            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
-        else:
-            self._skip()
-        return loss, norm, rate
+            return -weighted.sum() / batch.total
 
-    def _gather(self, objective: Tensor) -> tuple[float, float]:
-        """Loss and clipped gradient norm over all processes; NaN where the solve of one failed."""
+        return self.update(progress, objective)
+
+    def gather(self, value: Tensor) -> tuple[float, float]:
+        """Over all processes; NaN where the solve of one failed."""
         if self.world.size > 1:
             for p in self.parameters:
                 if p.grad is None:
                     p.grad = torch.zeros_like(p)
-            self.world.add_([objective, *(p.grad for p in self.parameters if p.grad is not None)])
-        loss = float(objective)
-        if not math.isfinite(loss):
-            return loss, math.nan
-        clip = torch.nn.utils.clip_grad_norm_
-        return loss, float(clip(self.parameters, self.config.clip, foreach=True))
+            self.world.add_([value, *(p.grad for p in self.parameters if p.grad is not None)])
+        return super().gather(value)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -202,25 +173,6 @@ class _Trainer:
     def _reseed(self) -> None:
         of_step = self.config.seed * 1_000_003 + self.step
         reseed(self.flow, of_step * self.world.size + self.world.rank)
-
-    def _skip(self) -> None:
-        self.skipped += 1
-        self.in_a_row += 1
-        if self.in_a_row == 10:
-            self.lr_factor /= 2
-        if self.in_a_row >= 50:
-            raise RootflowError(
-                "50 training steps in a row gave a non-finite loss or gradient; "
-                "lower lr, or check the data for extreme values"
-            )
-
-    @torch.no_grad()
-    def put(self, values: list[Tensor]) -> list[Tensor]:
-        """Exchange the flow's parameters for ``values``; returns copies of the old ones."""
-        old = [p.detach().clone() for p in self.parameters]
-        for p, v in zip(self.parameters, values, strict=True):
-            p.copy_(v)
-        return old
 
     def _groups(self) -> dict[str, list[Tensor]]:
         return {"parameter": self.parameters, "average": self.average, "best": self.best}
@@ -418,7 +370,7 @@ def fit(
             history.stopped = "early stopping"
             break
         try:
-            loss, norm, rate = trainer.advance(done)
+            loss, norm = trainer.advance(done)
         except RootflowError:  # training diverged: leave the best weights so far in the flow
             trainer.put(trainer.best if history.best_step else trainer.average)
             flow.eval()
@@ -435,7 +387,8 @@ def fit(
             mean = sum(losses) / len(losses)
             record({
                 "kind": "train", "step": trainer.step, "seconds": seconds,
-                "loss": mean if math.isfinite(mean) else None, "lr": rate,
+                "loss": mean if math.isfinite(mean) else None,
+                "lr": trainer.optimiser.param_groups[0]["lr"],
                 "grad_norm": norm if math.isfinite(norm) else None, "skipped": trainer.skipped,
             })  # fmt: skip
             losses.clear()
