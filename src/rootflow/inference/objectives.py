@@ -15,7 +15,7 @@ from .target import Target
 __all__ = ["Loss", "forward_rows", "loss"]
 
 ROW_CLIP = 10.0  # a draw's gradient is shortened to that many medians of the step's draws
-FAR = 10.0  # nats from their mean within which log ratios are never shortened
+FAR = 10.0  # nats from their median within which log ratios are compared
 
 
 @dataclass
@@ -44,21 +44,11 @@ def loss(
     if config.objective == "elbo" and config.gradient == "log-variance":
         return _log_variance(flow, target, config, beta, generator, shorten)
     path = config.gradient != "plain"
-    stretched = path and config.objective == "elbo"
-    z, usual = _latents(flow, config, generator, stretched)
-    u, log_det = flow.inverse(z)
-    log_q = flow.base.log_prob(z) - log_det  # type: ignore[operator]
-    value, slope = target.value_and_gradient(u)
-    value, slope = beta * value.to(u.device), beta * slope.to(u.device)
-    log_ratio = value - log_q.detach()
-    if path:
-        slope = slope - _score(flow, u.detach())
-    good = log_ratio.isfinite() & slope.isfinite().all(1) & u.detach().isfinite().all(1)
-    rows = good.nonzero()[:, 0]
+    z, usual = _latents(flow, config, generator, path and config.objective == "elbo")
+    u, log_q, slope, log_ratio, rows = _evaluated(flow, target, z, beta, path)
     if not len(rows):
         return None
-    bad = len(u) - len(rows)
-    u, log_q, slope, log_ratio = u[rows], log_q[rows], slope[rows], log_ratio[rows]
+    bad = len(z) - len(rows)
     # Linear in u with the target's gradient as slope: the same derivative as through the target
     # itself, but draws can be left out or shortened, and its graph is gone already.
     if config.objective == "iw":
@@ -100,24 +90,43 @@ def _log_variance(
     Richter et al. 2020, VarGrad (arXiv:2010.10436), equation 9: at draws of q its gradient is that
     of KL(q || p), and like the path gradient's its noise vanishes where q is right. It compares
     values and not slopes, so it sees that two regions far apart have the wrong shares. Stretched
-    latents change the draws that the variance is taken over, not where it is zero.
+    latents change the draws that the variance is taken over, not where it is zero. Draws more than
+    ``FAR`` nats off the others say little but their direction, and take the path gradient.
     """
     with torch.no_grad():
         z, usual = _latents(flow, config, generator, True)
         u = flow.inverse(z)[0]
-        value = beta * target.unconstrained_log_prob(u).to(u.device)
+        height = beta * target.unconstrained_log_prob(u).to(u.device)
     log_q = flow.log_prob(u)
-    log_ratio = value - log_q.detach()
+    log_ratio = height - log_q.detach()
     rows = (log_ratio.isfinite() & log_q.detach().isfinite()).nonzero()[:, 0]
     if len(rows) < 2:
         return None
-    log_ratio = log_ratio[rows]
-    off = log_ratio - log_ratio.mean()
-    if shorten:
-        limit = ROW_CLIP * off.abs().median().clamp_min(FAR / ROW_CLIP)
-        off = off.clamp(-limit, limit)
-    value = -(off.to(u.dtype) * log_q[rows]).sum() / (len(rows) - 1)
-    return Loss(value, float(log_ratio[rows < usual].mean()), len(u) - len(rows))
+    log_ratio, log_q = log_ratio[rows], log_q[rows]
+    far = (log_ratio - log_ratio.median()).abs() > FAR
+    near = ~far if shorten else torch.ones_like(far)
+    off = log_ratio[near] - log_ratio[near].mean()
+    value = -(off.to(u.dtype) * log_q[near]).sum() / (len(rows) - 1)
+    if shorten and bool(far.any()):
+        u, _, slope, *_ = _evaluated(flow, target, z[rows[far]], beta, path=True)
+        value = value - (u * _shortened(slope).to(u.dtype)).sum() / len(rows)
+    return Loss(value, float(log_ratio[rows < usual].mean()), len(z) - len(rows))
+
+
+def _evaluated(
+    flow: Flow, target: Target, z: Tensor, beta: float, path: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draws u, log q, slope of log p~ (less that of log q), log p~ - log q, and rows of z."""
+    u, log_det = flow.inverse(z)
+    log_q = flow.base.log_prob(z) - log_det  # type: ignore[operator]
+    value, slope = target.value_and_gradient(u)
+    value, slope = beta * value.to(u.device), beta * slope.to(u.device)
+    log_ratio = value - log_q.detach()
+    if path:
+        slope = slope - _score(flow, u.detach())
+    good = log_ratio.isfinite() & slope.isfinite().all(1) & u.detach().isfinite().all(1)
+    rows = good.nonzero()[:, 0]
+    return u[rows], log_q[rows], slope[rows], log_ratio[rows], rows
 
 
 def _score(flow: Flow, u: Tensor) -> Tensor:
