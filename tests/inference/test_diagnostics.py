@@ -258,6 +258,12 @@ def test_a_missed_mode_is_never_good_with_reference_draws():
     assert judged.to_dict() == {"level": judged.level, "line": str(judged)}
 
 
+def test_the_order_of_the_rows_does_not_matter():
+    """The tests look at a part of many draws: of all of them, not of the first."""
+    x, y = normals(4000, 1, 0), normals(4000, 1, 1)
+    assert compare_draws(x, y.sort(0).values, permutations=99).p_value > 0.02
+
+
 def test_a_small_missed_mode_shows_in_the_coverage():
     """2 % of the target 6 sds away moves no moment by more than the limits for wrong ones."""
     q = gaussian([0.0, 0.0], [1.0, 1.0])

@@ -176,8 +176,8 @@ def compare_draws(
     Give ``log_weights`` ``(n,)`` to judge the importance-weighted draws; the tests are then left
     out, since weighted or resampled draws break the permutations. ``means``, ``sds`` ``(d,)`` and
     ``count``: moments known from more draws than are at hand. ``log_q_draws`` ``(n,)`` and
-    ``log_q_reference`` ``(m,)``: log q at both sets, for coverage. The tests use the first
-    ``most`` draws of each set; time grows with its square.
+    ``log_q_reference`` ``(m,)``: log q at both sets, for coverage. The tests use ``most``
+    draws of each set, chosen by ``seed``; time grows with the square of their number.
     Raises: ValueError for wrong shapes, non-finite draws or a constant reference.
     """
     x, y = rows(draws, "draws"), rows(reference, "reference", draws.shape[-1])
@@ -206,9 +206,9 @@ def compare_draws(
     )
     distance = null = wasserstein_p = mmd2 = p = scale = None
     if log_weights is None:
-        pooled = torch.cat([x[:most] / sd, y[:most] / sd])
-        first = min(len(x), most)
         generator = torch.Generator().manual_seed(seed)
+        pooled = torch.cat([chosen(x, most, generator), chosen(y, most, generator)]) / sd
+        first = min(len(x), most)
         groups = shuffled_groups(first, len(pooled) - first, permutations, generator)
         slices = sliced_wasserstein(pooled, groups, directions, generator)
         mmds, scale = kernel_discrepancies(pooled, groups)
@@ -228,6 +228,11 @@ def compare_draws(
         parameters, len(x), count or len(y), distance, null, wasserstein_p, mmd2, p, scale,
         permutations, seed, over_reference, uncovered,
     )  # fmt: skip
+
+
+def chosen(x: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """At most so many of the rows, whatever order they come in."""
+    return x if len(x) <= most else x[torch.randperm(len(x), generator=generator)[:most]]
 
 
 def shuffled_groups(n: int, m: int, permutations: int, generator: torch.Generator) -> Tensor:

@@ -127,12 +127,14 @@ def require_proper(target: Target, mean: Tensor, factor: Tensor) -> None:
             f"{float(mean[at]):.2g}; it cannot be normalised: is the sign of log_prob right?"
         )
     reach = torch.tensor([1e2, 1e4, 1e6, 1e8], dtype=mean.dtype, device=mean.device)
-    axes = torch.cat([factor.T, -factor.T])  # (2k, k), one ray each
+    # The Gaussian's own axes, and those of the coordinates at its sds: rounding tilts the former.
+    axes = torch.cat([factor.T, torch.diag(factor.square().sum(1).sqrt())])
+    axes = torch.cat([axes, -axes])  # (4k, k), one ray each
     points = mean + reach[:, None, None] * axes
-    value = target.unconstrained_log_prob(points.reshape(-1, k)).double().reshape(4, 2 * k)
+    value = target.unconstrained_log_prob(points.reshape(-1, k)).double().reshape(4, -1)
     height = value + reach.log()[:, None]
     centre = target.unconstrained_log_prob(mean[None])[0]
-    for ray in range(2 * k):
+    for ray in range(len(axes)):
         known = height[:, ray][~height[:, ray].isnan()]
         rises = len(known) > 1 and bool(known[-1] > known[-2] + 1 and known[-1] > centre - 50)
         if rises or bool((known == math.inf).any()):

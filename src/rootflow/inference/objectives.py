@@ -15,7 +15,7 @@ from .target import Target
 __all__ = ["Loss", "forward_rows", "loss"]
 
 ROW_CLIP = 10.0  # a draw's gradient is shortened to that many medians of the step's draws
-FAR = 10.0  # nats from their median within which log ratios are compared
+FAR = 100.0  # nats from their median within which log ratios are compared
 
 
 @dataclass
