@@ -78,6 +78,13 @@ def test_resampling_corrects_a_wrong_q():
         posterior.sample(0)
 
 
+def test_inits_are_resampled_draws_by_name(fitted):
+    inits = fitted.create_inits(3, seed=4)
+    draws = fitted.sample(3, resample=True, seed=4)
+    columns = fitted.target.columns
+    assert [[float(init[name]) for name in columns] for init in inits] == draws.tolist()
+
+
 def test_draws_follow_the_seed(fitted):
     assert torch.equal(fitted.sample(5, seed=1), fitted.sample(5, seed=1))
     assert not torch.equal(fitted.sample(5, seed=1), fitted.sample(5, seed=2))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.autograd.functional import jacobian as jacobian_of
 from torch.distributions import constraints
 
-from rootflow.inference import Target, TargetError, ordered
+from rootflow.inference import Target, TargetError, from_bridgestan, ordered
 from rootflow.inference.examine import examine, require_proper
 
 CPU = torch.device("cpu")
@@ -268,3 +268,35 @@ def test_points_outside_the_support_are_named():
         target.log_prob(torch.zeros(3, 3))
     with pytest.raises(ValueError, match=r"u has shape \(3,\); give \(n, 2\)"):
         target.unconstrained_log_prob(torch.zeros(3))
+
+
+class FakeStan:
+    """What BridgeStan offers, one point at a time: an exponential variable on its log scale."""
+
+    def name(self):
+        return "exponential"
+
+    def param_unc_names(self):
+        return ["rate"]
+
+    def log_density(self, theta, *, propto, jacobian):
+        assert theta.dtype == float
+        assert not propto
+        assert jacobian
+        if theta[0] > 30:
+            raise RuntimeError("rejected")
+        return theta[0] - math.exp(theta[0])
+
+    def log_density_gradient(self, theta, *, propto, jacobian):
+        value = self.log_density(theta, propto=propto, jacobian=jacobian)
+        return value, 1 - np.exp(theta)
+
+
+def test_a_stan_program_is_a_target_over_its_unconstrained_parameters():
+    target = from_bridgestan(FakeStan())
+    assert (target.name, target.columns) == ("exponential", ("rate",))
+    u = torch.tensor([[0.0], [1.0], [40.0]], dtype=torch.float64)
+    value, gradient = target.value_and_gradient(u)
+    assert value.tolist() == pytest.approx([-1, 1 - math.e, -math.inf])
+    assert gradient[:2, 0].tolist() == pytest.approx([0, 1 - math.e])
+    assert gradient[2].isnan().all()

@@ -7,6 +7,7 @@ from .diagnostics import Smoothed, Verdict, grid_kl, importance_ess, psis, verdi
 from .fit import Trace, fit
 from .library import TARGETS, reference, target
 from .posterior import Posterior, load
+from .stan import from_bridgestan
 from .supports import ordered
 from .target import Target, TargetError
 
@@ -23,6 +24,7 @@ __all__ = [
     "Verdict",
     "compare_draws",
     "fit",
+    "from_bridgestan",
     "grid_kl",
     "importance_ess",
     "load",

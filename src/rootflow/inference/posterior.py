@@ -220,6 +220,11 @@ class Posterior:
         order = torch.randperm(n, generator=generator, device=weights.device)
         return found.x[rows[order]]
 
+    def create_inits(self, chains: int = 4, *, seed: int = 0) -> list[dict[str, Any]]:
+        """Starting points of MCMC chains: for each, resampled values by name, as NumPy arrays."""
+        values = self.target.split(self.sample(chains, resample=True, seed=seed))
+        return [{k: v[i].cpu().numpy() for k, v in values.items()} for i in range(chains)]
+
     def summary(self) -> dict[str, Any]:
         """Every number above, for JSON; None for what is not finite."""
         smoothed, x = self.smoothed, self.draws
