@@ -260,7 +260,7 @@ def test_a_missed_mode_is_never_good_with_reference_draws():
 
 def test_the_order_of_the_rows_does_not_matter():
     """The tests look at a part of many draws: of all of them, not of the first."""
-    x, y = normals(4000, 1, 0), normals(4000, 1, 1)
+    x, y = normals(4000, 1, 2), normals(4000, 1, 3)
     assert compare_draws(x, y.sort(0).values, permutations=99).p_value > 0.02
 
 
