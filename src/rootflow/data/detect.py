@@ -337,7 +337,8 @@ def _grid_line(facts: Facts, gap: float, digits: int | None) -> tuple[Line, str]
     lower = 0.0 if levels[0] >= 0 and facts.dtype[:4] not in ("date", "time") else None
     spread = float(facts.sample.std())
     share = max(facts.share(top) if heavy else 0.0, facts.missing / facts.rows)
-    line = Line(lower, None, atoms, None, gap, float(middle), digits,
+    upper = 100.0 if lower == 0 and levels[-1] == 100 else None
+    line = Line(lower, upper, atoms, None, gap, float(middle), digits,
                 cell=_cell(spread / gap, share))  # fmt: skip
     if facts.missing:
         lowest = float(line.place(torch.tensor([levels[0]], dtype=torch.float64)))
