@@ -79,6 +79,12 @@ def test_kinds(values, dtype, kind, form):
     torch.testing.assert_close(schema.decode(y), x, rtol=1e-9, atol=1e-9)
 
 
+def test_a_latitude_is_bounded_by_the_poles():
+    for size, bounds in ((40, (-90, 90)), (100, (None, None))):
+        line = found(size * np.tanh(NORMAL), name="Latitude")[0].columns[0].map
+        assert (line.lower, line.upper) == bounds
+
+
 def test_shares_are_those_of_the_training_rows_and_a_half():
     levels = np.array([0.0] * 30 + [1.0] * 10)
     table = Table("t", ("x",), levels[:, None], ("int64",))
@@ -119,7 +125,7 @@ REAL = {  # package, file, columns that must be of that kind
     "nyse": ("ISLP", "ISLP/data/NYSE.csv", {
         "date": "integer", "day_of_week": "category", "DJ_return": "continuous"}),
     "cities": ("bokeh-sampledata", "bokeh_sampledata/_data/world_cities.csv.gz", {
-        "lat": "continuous", "lng": "circular"}),
+        "lat": "bounded", "lng": "circular"}),
     "randhie": ("statsmodels", "statsmodels/datasets/randhie/randhie.csv", {
         "mdvis": "integer", "lpi": "values", "idp": "category"}),
 }  # fmt: skip

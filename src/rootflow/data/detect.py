@@ -32,6 +32,7 @@ MOST_VALUES = 4096  # distinct numbers that can be levels
 MOST_CELLS = 256  # of a grid whose cells all become levels, seen or not
 REST = 20  # rows beside points of mass that can show a continuous part
 HEAVY = 0.1  # a level of a longer grid with a larger share is a point of mass
+LATITUDES = ("lat", "latitude")  # a bound that the numbers alone do not show
 NAMES = 0.5  # text with more levels per row (and more than 20) is taken for names
 KINDS = {
     "continuous": "a real number, as it is",
@@ -286,6 +287,8 @@ def _guess(facts: Facts, texts: Sequence[str]) -> Declared:
         return Declared("integer" if gap == 1 and _digits(levels) == 0 else "grid", (gap,))
     if facts.tied and len(levels) <= MOST_VALUES:
         return Declared("category" if len(levels) <= 20 else "values")
+    if facts.name.lower() in LATITUDES and -90 <= levels[0] <= levels[-1] <= 90:
+        return Declared("bounded", (-90.0, 90.0))
     return Declared("continuous")
 
 
