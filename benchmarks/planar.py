@@ -4,9 +4,10 @@
 
 The unconstrained layer, after ex4sperans/variational-inference-with-normalizing-flows (github.com),
 is x = z + u tanh(w.z + b) with u, w and b free numbers, uniform on [-0.01, 0.01] at the start, and
-log |1 + w.u tanh'| for its log-determinant. Where w.u < -1 it folds the plane, and this is not the density of its draws. So
-both are judged by draws: KL(q, p) of the shares of a million of them in square cells, which is
-never larger than the true one. Equal targets, steps, draws, rates and annealing.
+log |1 + w.u tanh'| for its log-determinant. Where w.u < -1 it folds the plane, and this is not the
+density of its draws. So both are judged by draws: KL(q, p) of the shares of a million of them in
+square cells, which is never larger than the true one. Equal targets, steps, draws, rates and
+annealing.
 """
 
 import argparse
