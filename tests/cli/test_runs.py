@@ -106,7 +106,7 @@ def test_a_flipped_byte(run, table, name):
     content = bytearray((run / name).read_bytes())
     content[len(content) // 2] ^= 1
     (run / name).write_bytes(content)
-    fails(1, "score", run, table, says=[name, "checksum|not a rootflow"])
+    fails(1, "score", run, table, says=[name, "checksum|not a rootflow|damaged"])
 
 
 def test_a_format_of_the_future(run, table):
