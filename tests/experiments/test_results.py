@@ -101,7 +101,7 @@ def test_numbers_in_words():
     assert number(153.2834, 0.213) == "153.28 ± 0.21"
     assert number(-18.7123, 0.00149) == "-18.7123 ± 0.0015"
     assert number(12345.6, 213.0) == "12346 ± 213"
-    assert number(1.5, 0.0) == number(1.5) == "1.5"
+    assert number(1.5, 0.0) == number(1.5, 2e-16) == number(1.5) == "1.5"
     assert [duration(m) for m in (0.001, 0.5, 7.4, 300.0)] == ["1 s", "30 s", "7 min", "5 h"]
 
 

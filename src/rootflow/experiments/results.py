@@ -141,7 +141,7 @@ def _word(row: Row) -> str:
 
 def number(value: float | None, se: float | None = None) -> str:
     """A value with its standard error, both to the error's second digit."""
-    if value is None or not se:
+    if value is None or not se or se < 1e-9 * abs(value):  # a spread of rounding errors is none
         return short(value)
     digits = min(max(1 - math.floor(math.log10(se)), 0), 12)
     return f"{value:.{digits}f} ± {se:.{digits}f}"
