@@ -30,7 +30,7 @@ from rootflow.cli.common import (
 )  # fmt: skip
 from rootflow.cli.inputs import enough_images, read_again
 from rootflow.cli.settings import assign, merge_budget
-from rootflow.cli.train import Interrupted, watched
+from rootflow.cli.train import Interrupted, how_it_went, watched
 from rootflow.data import Images
 from rootflow.errors import RootflowError
 from rootflow.store import write_json
@@ -167,17 +167,9 @@ def _train(
             "n_train": len(images.train), "n_validation": len(images.validation),
             "n_test": len(images.test),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "steps": history.steps,
+            **how_it_went(history, config, device),
             "epochs": round(history.steps / per_epoch(images, config), 3),
-            "seconds": round(history.seconds, 3),
             **classification.measure(model, images),
-            "device": str(device),
-            "version": rootflow.__version__,
-            "seed": config.seed,
-            "stopped": history.stopped,
-            "skipped_steps": history.skipped,
-            "best_step": history.best_step,
-            "torch_threads": torch.get_num_threads(),
         }  # fmt: skip
         save(run)
         write_json(run / "result.json", result)

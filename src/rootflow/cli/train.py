@@ -34,7 +34,7 @@ from rootflow.training.checkpoint import read_state
 from rootflow.training.parallel import World
 from rootflow.transforms import Pixels
 
-__all__ = ["Interrupted", "make_plan", "measured", "train", "watched"]
+__all__ = ["Interrupted", "how_it_went", "make_plan", "measured", "train", "watched"]
 
 
 class Interrupted(Exception):
@@ -100,16 +100,8 @@ def train(
             "features": math.prod(flow.event),
             **{key: data[key] for key in ("columns", "shape", "levels") if key in data},
             "parameters": sum(p.numel() for p in flow.parameters() if p.requires_grad),
-            "steps": history.steps,
-            "seconds": round(history.seconds, 3),
+            **how_it_went(history, config, device),
             **found.numbers,
-            "device": str(device),
-            "version": rootflow.__version__,
-            "seed": config.seed,
-            "stopped": history.stopped,
-            "skipped_steps": history.skipped,
-            "best_step": history.best_step,
-            "torch_threads": torch.get_num_threads(),
             **({"notes": given.schema.notes} if isinstance(given, Parts) else {}),
             "dequantised": given.schema.noised if isinstance(given, Parts) else [],
         }
@@ -124,6 +116,23 @@ def train(
             f"continue with: rootflow fit --resume --out {run}"
         ) from error
     return result
+
+
+def how_it_went(
+    history: History, config: FitConfig, device: torch.device
+) -> dict[str, Any]:
+    """What result.json says of a fit itself, whatever was fitted."""
+    return {
+        "steps": history.steps,
+        "seconds": round(history.seconds, 3),
+        "device": str(device),
+        "version": rootflow.__version__,
+        "seed": config.seed,
+        "stopped": history.stopped,
+        "skipped_steps": history.skipped,
+        "best_step": history.best_step,
+        "torch_threads": torch.get_num_threads(),
+    }
 
 
 def measured(
