@@ -35,8 +35,8 @@ class _Rule:
         """What to try in place of a step that did not shrink the residual f."""
         return -f
 
-    def learn(self, step: Tensor, change: Tensor) -> None:
-        """Take note of an accepted step and the change of the residual along it."""
+    def learn(self, step: Tensor, f: Tensor, f_new: Tensor) -> None:
+        """Take note of the step that was taken and the residuals before and after it."""
 
     def keep(self, rows: Tensor) -> None:
         """Forget all but these rows."""
@@ -69,6 +69,7 @@ class _Broyden(_Rule):
     def __init__(self) -> None:
         self.left: list[Tensor] = []
         self.right: list[Tensor] = []
+        self.ahead: Tensor | None = None  # H f, the next step turned round
 
     def _apply(self, v: Tensor) -> Tensor:
         for u, w in zip(self.left, self.right, strict=True):
@@ -76,23 +77,29 @@ class _Broyden(_Rule):
         return v
 
     def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
-        self.last = -self._apply(f)
-        return self.last
+        if self.ahead is None:
+            self.ahead = f
+        return -self.ahead
 
-    def learn(self, step: Tensor, change: Tensor) -> None:
-        hy = self._apply(change)
+    def learn(self, step: Tensor, f: Tensor, f_new: Tensor) -> None:
+        assert self.ahead is not None
+        h_new = self._apply(f_new)
+        hy = h_new - self.ahead
         denominator = (step * hy).sum(-1, keepdim=True)
-        safe = denominator.abs() > 1e-3 * (step * step).sum(-1, keepdim=True).clamp_min(1e-300)
+        safe = denominator.abs() > 1e-3 * (step * step).sum(-1, keepdim=True)
         u = torch.where(safe, (step - hy) / torch.where(safe, denominator, 1), 0)
         # (I + u step^T) H is the updated inverse
         self.left.append(u)
         self.right.append(step)
+        self.ahead = torch.addcmul(h_new, u, (step * h_new).sum(-1, keepdim=True))
         if len(self.left) > 24:
             del self.left[0], self.right[0]
+            self.ahead = self._apply(f_new)
 
     def keep(self, rows: Tensor) -> None:
         self.left = [u[rows] for u in self.left]
         self.right = [w[rows] for w in self.right]
+        self.ahead = None if self.ahead is None else self.ahead[rows]
 
 
 class _Anderson(_Rule):
@@ -116,9 +123,9 @@ class _Anderson(_Rule):
         weights: Tensor = torch.linalg.solve(gram, y.mT @ f.unsqueeze(-1))
         return -f - ((s - y) @ weights).squeeze(-1)
 
-    def learn(self, step: Tensor, change: Tensor) -> None:
+    def learn(self, step: Tensor, f: Tensor, f_new: Tensor) -> None:
         self.steps.append(step)
-        self.changes.append(change)
+        self.changes.append(f_new - f)
         if len(self.steps) > min(self.depth, step.shape[-1]):
             del self.steps[0], self.changes[0]
 
@@ -154,31 +161,31 @@ def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: in
     converged = torch.zeros(batch, dtype=torch.bool, device=z.device)
     rows = torch.arange(batch, device=z.device)  # of the batch, still at work
     open_ = torch.ones(batch, dtype=torch.bool, device=z.device)  # among them, not yet settled
+    more = torch.zeros_like(steps)  # evaluations for replaced steps
     f = problem(z)
-    norm = _norm(f)
-    taken = torch.ones_like(steps)
-    while batch:
-        done = norm <= tol * (1 + _norm(z))
-        settled = open_ & (done | ~norm.isfinite() | (taken >= max_steps))
-        if bool(settled.any()):
-            new = settled.nonzero().squeeze(-1)
-            at = rows[new]
-            value[at], residual[at] = z[new], norm[new]
-            converged[at], steps[at] = done[new], taken[new]
-            open_ = open_ & ~settled
-            left = open_.nonzero().squeeze(-1)
-            if not len(left):
+    norm, taken, left = _norm(f), 1, batch
+    while left:
+        limit = tol * (1 + _norm(z))
+        going = open_ & (norm > limit) if taken < max_steps else torch.zeros_like(open_)  # NaN: not
+        if (count := int(going.sum())) < left:
+            new = (open_ & ~going).nonzero().squeeze(-1)
+            at, reached = rows[new], norm[new]
+            value[at], residual[at] = z[new], reached
+            converged[at] = (reached <= limit[new]) & reached.isfinite()
+            steps[at] = taken + more[new]
+            open_, left = going, count
+            if not left:
                 break
-            if problem.per_row is not None and len(left) < 0.85 * len(rows):
-                rows, z, f, norm, open_ = rows[left], z[left], f[left], norm[left], open_[left]
-                taken = taken[left]
-                problem = problem.rows(left)
-                rule.keep(left)
+            if problem.per_row is not None and left < 0.85 * len(rows):
+                kept = open_.nonzero().squeeze(-1)
+                rows, z, f, norm, open_, more = (t[kept] for t in (rows, z, f, norm, open_, more))
+                problem = problem.rows(kept)
+                rule.keep(kept)
         step = rule.propose(problem, z, f)
         moved = z + step
         f_new = problem(moved)
         norm_new = _norm(f_new)
-        taken = taken + 1
+        taken += 1
         worse = open_ & ~(norm_new < 0.99 * norm)
         for _ in range(rule.retreats):
             if not bool(worse.any()):
@@ -191,9 +198,9 @@ def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: in
             else:
                 f_new[bad] = problem.rows(bad)(moved[bad])
             norm_new = _norm(f_new)
-            taken[bad] += 1
+            more[bad] += 1
             worse = worse & ~(norm_new < norm)
-        rule.learn(step, f_new - f)
+        rule.learn(step, f, f_new)
         z, f, norm = moved, f_new, norm_new
     contraction = problem.contraction
     bound = residual / (1 - contraction) if contraction is not None else residual * torch.nan

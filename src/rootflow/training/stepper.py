@@ -44,7 +44,7 @@ class Stepper:
         self.average = [p.detach().clone() for p in parameters]
         self.best = [p.detach().clone() for p in parameters]
         self.optimiser = torch.optim.Adam(
-            parameters, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=weight_decay
+            parameters, lr=schedule.lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
         )
         self.step, self.skipped, self.in_a_row, self.lr_factor = 0, 0, 0, 1.0
 
