@@ -17,7 +17,7 @@ from rootflow.errors import CheckpointError, DataError
 from rootflow.experiments import recipe
 from rootflow.experiments.classify import Classify
 from rootflow.experiments.parts import Done, Job
-from rootflow.training import FitConfig
+from rootflow.training import FitConfig, memory
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,14 @@ def jacobian_norm(f, x):
     n = x.numel()
     jacobian = torch.autograd.functional.jacobian(lambda y: f(y.view(1, *x.shape)), x)
     return float(torch.linalg.matrix_norm(jacobian.reshape(-1, n), 2))
+
+
+def test_a_batch_beyond_the_memory_is_refused_before_training(images, monkeypatch):
+    data = read_images(images)
+    model = classification.make(data, "vanilla", width=0.1)
+    monkeypatch.setattr(memory, "available", lambda device: 10**6)
+    with pytest.raises(DataError, match=r"batch_size=64: .* 1 x 8 x 8 .* at most batch_size=\d+"):
+        classification.fit(model, data, FitConfig(steps=1, batch_size=64))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -270,7 +270,7 @@ def fit(
     rows = Rows(train, context, sample_weight, gaps, pixels, like, config)
     trainer = _Trainer(flow, rows, config)
     if len(flow.event) == 3:
-        require_memory(flow, -(-rows.size // trainer.world.size))
+        require_memory(flow, -(-rows.size // trainer.world.size), context)
     world, where = trainer.world, like.device
     if trainer.rows.size % world.size:
         raise ValueError(

@@ -55,15 +55,15 @@ class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
         del self.alive[key]
 
 
-def step_memory(flow: Flow, x: Tensor) -> int:
-    """Bytes that one step on the rows x needs at its height, beside the weights.
+def step_memory(flow: Flow, x: Tensor, context: Tensor | None = None) -> int:
+    """Bytes that one step on the rows x, given context, needs at its height, beside the weights.
 
     Measured with a copy of the flow, so that nothing of it changes; what kernels allocate inside
     is not seen.
     """
     twin = copy.deepcopy(flow).train()
     with _Peak() as peak:
-        (-twin.log_prob(x).mean()).backward()  # type: ignore[no-untyped-call]
+        (-twin.log_prob(x, context).mean()).backward()  # type: ignore[no-untyped-call]
     return int(peak.peak)
 
 
@@ -82,10 +82,11 @@ def available(device: torch.device) -> int | None:
     return free
 
 
-def require_memory(flow: Flow, rows: int) -> None:
+def require_memory(flow: Flow, rows: int, context: Tensor | None = None) -> None:
     """Raise DataError if a step on so many images needs more memory than is available.
 
-    The need grows by a constant for each image, told from steps on two and four random ones.
+    The need grows by a constant for each image, told from steps on two and four random ones, with
+    the first rows of ``context`` where the flow takes one.
     """
     like = next(flow.parameters())
     free = available(like.device)
@@ -93,7 +94,11 @@ def require_memory(flow: Flow, rows: int) -> None:
     if free is None or rows <= 4 or most < free:
         return
     x = torch.rand(4, *flow.event, generator=torch.Generator().manual_seed(0), dtype=like.dtype)
-    few, more = (int(MARGIN * step_memory(flow, x[:n].to(like.device))) for n in (2, 4))
+    x = x.to(like.device)
+    few, more = (
+        int(MARGIN * step_memory(flow, x[:n], context if context is None else context[:n]))
+        for n in (2, 4)
+    )
     each = max(more - few, 1) // 2
     need = few + (rows - 2) * each
     if need > free:
