@@ -8,7 +8,6 @@ import base64
 import json
 import math
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -82,6 +81,8 @@ def write_report(
         raise DataError(f"{run_dir} is not a run directory; give one that `rootflow fit` wrote")
     config, result = _read(run_dir / "config.json"), _read(run_dir / "result.json")
     figures = draw(evidence, _read_lines(run_dir / "metrics.jsonl"), log_prob_fn, pictures)
+    if "confusion" in result:
+        figures |= plots.classes.draw(result["reliability"], result["confusion"])
     (run_dir / "figures").mkdir(exist_ok=True)
     for name, image in figures.items():
         write_atomically(run_dir / "figures" / f"{name}.png", image)
@@ -125,6 +126,7 @@ def render(
     blocks["alerts"] = "".join(f"<li>{escape(line)}</li>" for line in _alerts(result))
     blocks["notes"] = "".join(f"<li>{escape(line)}</li>" for line in result.get("notes") or [])
     blocks["unlikely"] = _unlikely(evidence or Evidence())
+    blocks["command"] = escape(str(config.get("command") or ""))
     blocks = {name: block for name, block in blocks.items() if block}
     template = files("rootflow").joinpath("report.html").read_text(encoding="utf-8")
     template = re.sub(  # a section with nothing to show is dropped
@@ -134,62 +136,99 @@ def render(
         flags=re.DOTALL,
     )
     words = {name: escape(text) for name, text in _words(config, result).items()}
-    return Template(template).substitute(words, **blocks)
+    return Template(template).substitute(words, cards=_cards(result), **blocks)
 
 
 def _words(config: Json, result: Json) -> dict[str, str]:
     """Every placeholder of the page that is plain text."""
     data = str(result.get("data") or config.get("data", {}).get("source") or "data")
     flow = str(result.get("flow") or config.get("flow", {}).get("name") or "flow")
-    log_prob, train = _known(result.get("test_log_prob")), _known(result.get("train_log_prob"))
-    shape = result.get("shape") or []
+    flow = f"{result['block']} {flow}" if "block" in result else flow
+    shape = result.get("shape") or result.get("event") or []
     width = len(result["columns"]) if "columns" in result else result.get("features")
-    extra = f"; training rows: {_signed(train, '.4f')}" if train is not None else ""
-    if log_prob is not None and result.get("features") == 2:
-        extra += f"; −log2 density: {_signed(-log_prob / math.log(2), '.4f')} bits per row"
-    converged = _known(result.get("converged_fraction"))
-    bounds = [b for b in map(_known, result.get("lipschitz") or []) if b is not None]
-    dequantised = [str(name) for name in result.get("dequantised") or []]
-    counts = ["n_train", "n_validation", "n_test", "parameters", "steps", "best_step"]
-    counts += ["skipped_steps", "torch_threads"]
-    texts = ["device", "version", "seed", "stopped"]
-    error = _known(result.get("inverse_error"))
     return {
-        **{key: _count(result.get(key)) for key in counts},
-        **{key: DASH if result.get(key) is None else str(result[key]) for key in texts},
+        **{key: _count(result.get(key)) for key in ("n_train", "n_validation", "n_test")},
         "title": f"{flow} on {data}",
         "size": " x ".join(map(str, shape)) or f"{_count(width)} columns",
         "rows": "images" if shape else "rows",
-        **(_bits(result) if shape else {
-            "measure": "Held-out log-likelihood",
-            "score": _with_error(log_prob, _known(result.get("test_log_prob_se")), "nats per row"),
-            "note": f"in the units of the data{extra}",
-            "unit": "units that the flow sees" if result.get("notes") else "data units",
-        }),
-        "inverse_error": DASH if error is None else f"{error:.2g}",
-        # rounded down: 100 % means every row
-        "converged": DASH if converged is None else f"{math.floor(converged * 1e4) / 100:g} %",
-        "lipschitz": f"{min(bounds):.3g} to {max(bounds):.3g}" if bounds else DASH,
-        "networks": _count(len(bounds)),
-        "time": _duration(_known(result.get("seconds"))),
-        "n_dequantised": _count(len(dequantised)),
-        "dequantised": ", ".join(dequantised),
-        "command": _command(config, flow, str(config.get("data", {}).get("source") or data)),
         "config": json.dumps(config, indent=2, ensure_ascii=False),
     }
 
 
-def _bits(result: Json) -> dict[str, str]:
+def _cards(result: Json) -> str:
+    """The cards: title, value and small print of each, the headline first."""
+    rows = "images" if "shape" in result or "block" in result else "rows"
+    mean = f"mean over {_count(result.get('n_test'))} {rows} ± standard error"
+    bounds = [b for b in map(_known, result.get("lipschitz") or []) if b is not None]
+    lipschitz = f"{min(bounds):.3g} to {max(bounds):.3g}" if bounds else DASH
+    score = _of_classifier if "block" in result else _of_images if rows == "images" else _of_rows
+    cards = score(result, mean)
+    if "block" not in result:
+        error, converged = (_known(result.get(k)) for k in ("inverse_error", "converged_fraction"))
+        unit = "units that the flow sees" if result.get("notes") else "data units"
+        unit = "in units of [0, 1]" if rows == "images" else unit
+        cards += [
+            ("Largest round-trip error", DASH if error is None else f"{error:.2g}",
+             f"{unit}, held-out {rows}"),
+            # rounded down: 100 % means every row
+            ("Converged", DASH if converged is None else f"{math.floor(converged * 1e4) / 100:g} %",
+             f"of held-out {rows}, to the tolerance"),
+            ("Certified Lipschitz bounds", lipschitz,
+             f"networks: {_count(len(bounds))}; below 1 the map is invertible"),
+        ]
+    else:
+        cards.append(("Certified Lipschitz bounds", lipschitz, "of the branches of the blocks"))
+    seen = {key: DASH if value is None else str(value) for key, value in result.items()}.get
+    cards += [
+        ("Parameters", _count(result.get("parameters")), ""),
+        ("Training time", _duration(_known(result.get("seconds"))),
+         f"on {seen('device', DASH)}, threads: {seen('torch_threads', DASH)}"),
+        ("Steps", _count(result.get("steps")), f"best at step {_count(result.get('best_step'))}"),
+        ("Stopped by", seen("stopped", DASH), ""),
+        ("Skipped steps", _count(result.get("skipped_steps")), "loss or gradient not finite"),
+    ]
+    if noisy := result.get("dequantised"):
+        cards.append(("Columns with noise", _count(len(noisy)), ", ".join(map(str, noisy))))
+    cards.append(("Version", seen("version", DASH), f"seed {seen('seed', DASH)}"))
+    return "\n".join(
+        f"<div><dt>{escape(title)}</dt><dd>{escape(value)}</dd>"
+        + (f"<small>{escape(note)}</small>" if note else "") + "</div>"
+        for title, value, note in cards
+    )  # fmt: skip
+
+
+def _of_rows(result: Json, mean: str) -> list[tuple[str, str, str]]:
+    log_prob, train = _known(result.get("test_log_prob")), _known(result.get("train_log_prob"))
+    note = f"{mean}, in the units of the data"
+    note += f"; training rows: {_signed(train, '.4f')}" if train is not None else ""
+    if log_prob is not None and result.get("features") == 2:
+        note += f"; −log2 density: {_signed(-log_prob / math.log(2), '.4f')} bits per row"
+    score = _with_error(log_prob, _known(result.get("test_log_prob_se")), "nats per row")
+    return [("Held-out log-likelihood", score, note)]
+
+
+def _of_images(result: Json, mean: str) -> list[tuple[str, str, str]]:
     """The headline of images, with where its error comes from."""
     nats, own = (_known(result.get(k)) for k in ("test_log_prob", "test_bits_per_dim_estimator_se"))
-    note = f"less is better; with uniform noise within each of {result.get('levels')} levels"
+    note = f"{mean}, less is better; with uniform noise within each of {result.get('levels')} levels"
     note += f"; {_signed(nats, '.1f')} nats of density on [0, 1]" if nats is not None else ""
     note += f"; {own:.1g} of the error from estimated log-determinants" if own else ""
     bits, error = (_known(result.get(f"test_bits_per_dim{end}")) for end in ("", "_se"))
-    return {
-        "measure": "Held-out bits per dimension", "note": note, "unit": "in units of [0, 1]",
-        "score": _with_error(bits, error, "bits per dimension"),
-    }  # fmt: skip
+    return [("Held-out bits per dimension", _with_error(bits, error, "bits per dimension"), note)]
+
+
+def _of_classifier(result: Json, mean: str) -> list[tuple[str, str, str]]:
+    error, log_prob = (
+        _with_error(_known(result.get(name)), _known(result.get(f"{name}_se")), unit)
+        for name, unit in (("test_error", "%"), ("test_log_prob", "nats"))
+    )
+    calibration = _known(result.get("calibration_error"))
+    return [
+        ("Test error", error, f"{mean}; {result.get('classes')} classes"),
+        ("Log-likelihood of the labels", log_prob, "per test image"),
+        ("Calibration error", DASH if calibration is None else f"{calibration:.3f}",
+         "expected, over 15 bins of confidence"),
+    ]  # fmt: skip
 
 
 def _alerts(result: Json) -> list[str]:
@@ -205,7 +244,7 @@ def _alerts(result: Json) -> list[str]:
         ),
         "A Lipschitz bound is not below 1: the inverse is not certified.": any(
             bound >= 1 for bound in bounds
-        ),
+        ) and "block" not in result,
         "Steps with a loss or gradient that is not finite were skipped.": result.get(
             "skipped_steps"
         ),
@@ -239,18 +278,6 @@ def _cell(value: float, levels: Sequence[str]) -> str:
     if math.isnan(value):
         return DASH
     return escape(levels[int(value)]) if levels else _signed(value, ".5g")
-
-
-def _command(config: Json, flow: str, data: str) -> str:
-    """The command recorded in the configuration, or else one put together from it."""
-    if isinstance(recorded := config.get("command"), str):
-        return recorded
-    words = ["rootflow", "fit", data, "--flow", flow]
-    settings = {**config.get("flow", {}).get("options", {}), **config.get("fit", {})}
-    for key, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        words += ["--set", f"{key}={text}"] if value is not None else []
-    return shlex.join(words)
 
 
 def _known(value: Any) -> float | None:

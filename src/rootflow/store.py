@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -175,8 +175,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], directory: Path) -> N
 class Budget(TorchDispatchMode):
     """While a flow is built for a file, stops what its weights can have no use for.
 
-    ``elements``: numbers in the file. An operation is tried on tensors without storage first, so
-    that foreign sizes are refused before memory is asked for. Raises ValueError.
+    ``elements``: numbers in the file. An operation whose arguments could give more than that is
+    tried on tensors without storage first, before memory is asked for. Raises ValueError.
     """
 
     def __init__(self, elements: int) -> None:
@@ -185,16 +185,34 @@ class Budget(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = (args, kwargs or {})
-        try:
-            trial_args, trial_kwargs = tree_map(_without_storage, given)
-            made = tree_leaves(func(*trial_args, **trial_kwargs))
-        except (NotImplementedError, RuntimeError):  # its result depends on values
-            made = []
-        size = sum(t.numel() for t in made if isinstance(t, Tensor))
-        self.left -= size
-        if size > self.once or self.left < 0:
-            raise ValueError("its sizes are far beyond those of the weights")
-        return func(*given[0], **given[1])
+        if not _reach([*args, *given[1].values()]) <= min(self.once, self.left):
+            try:
+                trial_args, trial_kwargs = tree_map(_without_storage, given)
+                made = tree_leaves(func(*trial_args, **trial_kwargs))
+            except (NotImplementedError, RuntimeError):  # its result depends on values
+                made = []
+            if _numbers(made) > min(self.once, self.left):
+                raise ValueError("its sizes are far beyond those of the weights")
+        result = func(*given[0], **given[1])
+        self.left -= _numbers(result if isinstance(result, list | tuple) else [result])
+        return result
+
+
+def _reach(arguments: Iterable[Any]) -> float:
+    """No result of an operation with these arguments has more numbers, roughly."""
+    size = 1.0
+    for value in arguments:
+        if isinstance(value, Tensor):
+            size *= max(value.numel(), 1)
+        elif isinstance(value, list | tuple):
+            size *= _reach(value)
+        elif isinstance(value, int | float):
+            size *= 1 + abs(value) + 1 / (abs(value) or 1)  # also a step, of which there are many
+    return size
+
+
+def _numbers(tensors: Iterable[Any]) -> int:
+    return sum(t.numel() for t in tensors if isinstance(t, Tensor))
 
 
 def _without_storage(value: Any) -> Any:

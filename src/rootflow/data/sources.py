@@ -5,6 +5,7 @@ A ``Source`` knows its columns and about how many rows it has before a number is
 """
 
 import csv
+import gzip
 import re
 import zipfile
 import zlib
@@ -24,13 +25,14 @@ from rootflow.data.prepared import NOTE, PREPARED, Prepared, find_prepared, open
 from rootflow.data.toys import TOYS
 from rootflow.errors import DataError
 
-__all__ = ["BUILTIN", "READABLE", "UNREADABLE", "Source", "open_source"]
+__all__ = ["BUILTIN", "READABLE", "UNREADABLE", "Source", "kind_of_file", "open_source"]
 
 Batch = Sequence[Any]  # Arrow arrays, one per column
 BATCH = 65536  # rows
 TOY_ROWS = 100_000
 PARTS = ("train", "validation", "test")
-READABLE = ".csv .tsv .txt .parquet .feather .arrow .npy .npz"
+TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+READABLE = f"{' '.join(TEXT)} .parquet .feather .arrow .npy .npz"
 # What readers raise for damaged files; Arrow's errors are ValueError or NotImplementedError.
 UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, SyntaxError, TokenError,
               zipfile.BadZipFile, zlib.error)  # fmt: skip
@@ -120,8 +122,13 @@ def _one_part(source: Source, part: str) -> Source:
     )
 
 
+def kind_of_file(path: Path) -> str:
+    """The suffix in small letters, with the one before it if that is .gz."""
+    return "".join(path.suffixes[-2 if path.suffix.lower() == ".gz" else -1 :]).lower()
+
+
 def _open_path(path: Path) -> Source:
-    suffix = path.suffix.lower()
+    suffix = kind_of_file(path)
     if (path / NOTE).exists():
         return _open_prepared(open_prepared(path, "table"))
     if path.is_dir():
@@ -135,8 +142,8 @@ def _open_path(path: Path) -> Source:
         raise DataError(f"{path}: unknown kind of file {suffix!r}; known are {READABLE}")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty")
-    if suffix in (".csv", ".tsv", ".txt"):
-        return _open_text(path, suffix)
+    if suffix in TEXT:
+        return _open_text(path, suffix.removesuffix(".gz"))
     if suffix in (".npy", ".npz"):
         return _open_numpy(path)
     return _open_parquet(path) if suffix == ".parquet" else _open_arrow(path)
@@ -250,8 +257,12 @@ def _array_batches(array: NDArray[Any], wanted: list[int]) -> Iterator[Batch]:
         yield [pa.array(np.ascontiguousarray(block[:, j], dtype)) for j in wanted]
 
 
+def _bytes(path: Path) -> Any:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
 def _open_text(path: Path, suffix: str) -> Source:
-    with path.open("rb") as file:
+    with _bytes(path) as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         header_line, header = next(lines, (0, b""))
         file.seek(0)
@@ -271,7 +282,7 @@ def _open_text(path: Path, suffix: str) -> Source:
                         f"the first line must hold the column names")
 
     def row_name(row: int) -> str:
-        with path.open("rb") as file:
+        with _bytes(path) as file:
             numbered = enumerate(file, 1)
             filled = (n for n, cells in numbered if n > header_line and cells.strip(b"\r\n"))
             return f"line {next(n for i, n in enumerate(filled) if i == row)}"
@@ -312,7 +323,7 @@ def _text_batches(
 
 
 def _not_utf8(path: Path) -> DataError:
-    with path.open("rb") as file:
+    with _bytes(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 line.decode("utf-8")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rootflow.data.cells import EXACT, MOST_LEVELS, Column, Mixed
 from rootflow.data.memory import require_memory
 from rootflow.data.rows import DiskRows, MemoryRows
-from rootflow.data.sources import BUILTIN, UNREADABLE, Source, open_source
+from rootflow.data.sources import BUILTIN, UNREADABLE, Source, kind_of_file, open_source
 from rootflow.errors import DataError
 
 __all__ = ["BUILTIN", "Table", "read_table", "require_rows", "split", "write_table"]
@@ -30,7 +30,8 @@ __all__ = ["BUILTIN", "Table", "read_table", "require_rows", "split", "write_tab
 Floats = NDArray[np.float64]
 Positions = NDArray[np.int64]
 STRAY, STRAY_CELLS = 0.01, 5  # fewer empty cells than both, per row and in all, are an accident
-WRITABLE = ".csv .parquet .npy .npz"
+NAMED = (".csv", ".csv.gz", ".parquet", ".feather")  # kinds of files with columns of any type
+WRITABLE = f"{' '.join(NAMED)} .npy .npz"
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def read_table(
 ) -> Table:
     """Read a table from a path, a data frame, a 2-d array or tensor, or a built-in name.
 
-    Paths end in one of .csv .tsv .txt .parquet .feather .arrow .npy .npz. Built-in names are the
+    Paths end in one of .csv .tsv .txt (also with .gz) .parquet .feather .arrow .npy .npz. Built-in names are the
     keys of ``BUILTIN``, ``PACKAGED`` and ``PREPARED["table"]``; a toy may carry its number of rows
     ("rings:5000") and uses ``seed``; a table that comes with its split may be narrowed to a part
     ("power:test"). The folder of a prepared table is a path too.
@@ -134,14 +135,14 @@ def write_table(
     values: Any, columns: Sequence[str], dtypes: Sequence[str], path: str | os.PathLike[str],
     levels: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Write (n, d) numbers as .csv, .parquet, .npy or .npz; integers are rounded and kept in range.
+    """Write (n, d) numbers as a file of the kind of its name; integers are rounded, kept in range.
 
     The file appears under its name only when it is complete. .npy holds no column names; .npz
     holds ``values`` and ``columns``. Texts (numbers of ``levels``), dates and empty cells (NaN in a
-    column of integers) need .csv or .parquet.
+    column of integers) need .csv, .csv.gz, .parquet or .feather.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
+    suffix = kind_of_file(path)
     array = np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
     if array.ndim != 2 or not array.shape[1] == len(columns) == len(dtypes):
         raise ValueError(
@@ -150,10 +151,11 @@ def write_table(
         )
     if suffix not in WRITABLE.split():
         raise DataError(f"{path}: cannot write files of kind {suffix!r}; known are {WRITABLE}")
-    named = suffix in (".csv", ".parquet")
+    named = suffix in NAMED
     for column, cell, dtype in zip(columns, array.T, dtypes, strict=True):
         if not named and not _is_number(dtype):
-            raise DataError(f"{path}: column {column} holds {dtype}, which needs .csv or .parquet")
+            raise DataError(f"{path}: column {column} holds {dtype}, which needs one of "
+                            f"{' '.join(NAMED)}")
         whole = _is_number(dtype) and np.dtype(dtype).kind in "biu"
         bad = np.isinf(cell) if named and levels is not None else ~np.isfinite(cell)
         if whole and bad.any():
@@ -209,13 +211,18 @@ def _arrow(cell: Floats, dtype: str, texts: Sequence[str] | None) -> Any:
 
 
 def _write(file: Any, suffix: str, cells: list[Any], columns: list[str]) -> None:
-    if suffix in (".csv", ".parquet"):
+    if suffix in NAMED:
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
-        from pyarrow import parquet
+        from pyarrow import feather, parquet
 
         table = pa.Table.from_arrays(cells, names=columns)
-        (arrow_csv.write_csv if suffix == ".csv" else parquet.write_table)(table, file)
+        if suffix == ".csv.gz":
+            with pa.CompressedOutputStream(file, "gzip") as packed:
+                arrow_csv.write_csv(table, packed)
+        else:
+            kinds = {".csv": arrow_csv.write_csv, ".parquet": parquet.write_table}
+            kinds.get(suffix, feather.write_feather)(table, file)
     elif suffix == ".npy":
         np.save(file, np.column_stack(cells), allow_pickle=False)
     else:

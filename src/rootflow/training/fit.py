@@ -364,7 +364,7 @@ def fit(
 
     every = None  # steps between two reports, where the budget is in steps
     if config.minutes is None and config.steps is not None:
-        every = max(1, config.steps // 40)
+        every = max(5, config.steps // 40)
     while (done := progress()) < 1:
         if waited >= config.patience:
             history.stopped = "early stopping"
