@@ -168,6 +168,10 @@ def test_three_shades_are_told_apart(block, images):
         wrong = (model(pixels).argmax(1) != labels).double().mean()
         nats = model.log_prob(pixels, labels).double().mean()
     assert found["test_error"] == pytest.approx(100 * float(wrong))
+    table = torch.tensor(found["confusion"])
+    assert 1 - table.trace() / table.sum() == pytest.approx(float(wrong))
+    assert table.sum(1).tolist() == labels.bincount().tolist()
+    assert sum(images for images, *_ in found["reliability"]) == len(labels)
     assert found["test_log_prob"] == pytest.approx(float(nats), abs=1e-6)
     if block != "vanilla":
         assert max(found["lipschitz"]) <= 0.81 * (1 + 1e-5)
@@ -222,6 +226,10 @@ def test_the_command_resumes_to_the_same_weights(images, tmp_path, monkeypatch):
         assert torch.equal(tensor, two[name]), name
     fails(1, "score", out, images, says=["rootflow.classification.load"])
     assert "certified" in succeeds("classify", "--resume", "--out", out).stdout
+    fails(2, "classify", "--resume", "--out", out, "--c", "0.5", says=["only --out"])
+    (out / "report.html").unlink()
+    succeeds("report", out)
+    assert "Confusion" in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_what_the_command_refuses(images, tmp_path):

@@ -70,12 +70,11 @@ def test_a_report_is_one_page_that_stands_alone(run):
     for words in (
         "implicit on galaxies", "−8.312 ± 0.056 nats per row", "100 %", "0.6 to 0.97", "12,345",
         "5 min 1 s", "early stopping", "3.2e-06", "best at step 120", '&quot;blocks&quot;: 2',
-        "rootflow fit &#x27;my table.csv&#x27; --flow implicit", "--set minutes=1.5",
-        "&#x27;hidden=[64,64]&#x27;",
     ):  # fmt: skip
         assert words in seen
     assert "bits" not in seen
     assert "Look here first" not in seen
+    assert "Do it again" not in seen  # no command is recorded
 
 
 def test_equal_runs_give_equal_files_and_nothing_half_written_is_left(run):
@@ -124,6 +123,28 @@ def test_what_a_reader_must_know_comes_first(change, words):
 def test_a_recorded_command_is_shown_as_it_was():
     command = "rootflow fit a.csv --flow maf --minutes 3"
     assert command in text_of(render(CONFIG | {"command": command}, RESULT, {}))
+
+
+def test_a_classifier_shows_its_errors_its_calibration_and_what_it_mixes_up(tmp_path):
+    result = {
+        "name": "classifier", "block": "implicit", "event": [1, 8, 8], "classes": 2,
+        "data": "shades", "n_test": 10, "test_error": 30.0, "test_error_se": 14.5,
+        "test_log_prob": -0.5, "test_log_prob_se": 0.1, "calibration_error": 0.08,
+        "lipschitz": [0.5, 1.2], "reliability": [[0, 0, 0], [4, 2, 2.2], [6, 5, 5.4]],
+        "confusion": [[4, 1], [2, 3]],
+    }  # fmt: skip
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    seen = text_of(page)
+    for words in ("30 ± 14 %", "implicit classifier on shades", "Calibration error 0.080"):
+        assert words in seen
+    assert "Converged" not in seen
+    assert "not certified" not in seen
+    assert {f.stem for f in (tmp_path / "figures").iterdir()} == {"reliability", "confusion"}
+    texts = [t.get_text() for t in plots.classes.confusion(result["confusion"]).axes[0].texts]
+    assert texts == ["80", "20", "40", "60"]
+    (line,) = plots.classes.reliability(result["reliability"]).axes[0].containers
+    np.testing.assert_allclose(line.lines[0].get_xydata(), [[0.55, 0.5], [0.9, 5 / 6]])
 
 
 def test_names_from_a_table_cannot_change_the_page_or_the_figures(tmp_path):

@@ -210,7 +210,8 @@ def _of_rows(result: Json, mean: str) -> list[tuple[str, str, str]]:
 def _of_images(result: Json, mean: str) -> list[tuple[str, str, str]]:
     """The headline of images, with where its error comes from."""
     nats, own = (_known(result.get(k)) for k in ("test_log_prob", "test_bits_per_dim_estimator_se"))
-    note = f"{mean}, less is better; with uniform noise within each of {result.get('levels')} levels"
+    note = f"{mean}, less is better; with uniform noise within each of {result.get('levels')} "
+    note += "levels"
     note += f"; {_signed(nats, '.1f')} nats of density on [0, 1]" if nats is not None else ""
     note += f"; {own:.1g} of the error from estimated log-determinants" if own else ""
     bits, error = (_known(result.get(f"test_bits_per_dim{end}")) for end in ("", "_se"))

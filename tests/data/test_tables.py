@@ -68,6 +68,10 @@ def test_npy_and_arrow_and_text_variants(tmp_path, text):
         with kind(str(tmp_path / name), frame.schema) as sink:
             sink.write_table(frame)
         np.testing.assert_array_equal(read_table(tmp_path / name).values, GRID)
+    for name in ("w.csv.gz", "w.feather"):
+        write_table(GRID, ["a", "b"], ["float64"] * 2, tmp_path / name)
+        np.testing.assert_array_equal(read_table(tmp_path / name).values, GRID)
+    assert (tmp_path / "w.csv.gz").read_bytes()[:2] == b"\x1f\x8b"
     for content, name in (
         ("\ufeffa,b\r\n1,2\r\n\r\n 3.5 ,4\r\n", "t.csv"),
         ("a;b\n1;2\n3.5;4", "t.CSV"),

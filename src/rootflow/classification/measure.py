@@ -66,7 +66,7 @@ def measure(model: Classifier, images: Images) -> dict[str, Any]:
                 "test_log_prob_se": float(log_prob.std()) / math.sqrt(len(labels)),
                 "calibration_error": calibration_error(confidence, guess == labels),
                 "reliability": reliability(confidence, guess == labels).tolist(),
-                "confusion": torch.bincount(labels * k + guess, minlength=k * k).view(k, k).tolist(),
+                "confusion": (labels * k + guess).bincount(minlength=k * k).view(k, k).tolist(),
             }
     branches = [branch for block in model.blocks for branch in block.nets()]
     found["lipschitz"] = [float(branch.bound()) for branch in branches]

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from rootflow import __version__
+from rootflow.cli import given
 from rootflow.cli.classify import classify
-from rootflow.cli.common import Commands, Debug, Wide
+from rootflow.cli.common import Commands, Wide
 from rootflow.cli.compare import compare
 from rootflow.cli.data import data
 from rootflow.cli.fit import fit
@@ -43,7 +44,7 @@ def overview(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Debug = False,
+    debug: given.Debug = False,
 ) -> None:
     """Learn the density of a table, then score, sample and check it.
 

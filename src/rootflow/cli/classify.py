@@ -1,7 +1,5 @@
 """``rootflow classify``: train a classifier with certified blocks, and write a run directory."""
 
-import json
-import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,16 +8,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-import rootflow
 from rootflow import classification
 from rootflow.classification import BLOCKS, DEFAULTS, Classifier
+from rootflow.cli import given
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    Threads,
     WrongUse,
     nats,
     print_grid,
@@ -29,10 +22,11 @@ from rootflow.cli.common import (
     usable_device,
 )  # fmt: skip
 from rootflow.cli.inputs import enough_images, read_again
-from rootflow.cli.settings import assign, merge_budget
-from rootflow.cli.train import Interrupted, how_it_went, watched
+from rootflow.cli.settings import as_words, assign, merge_budget
+from rootflow.cli.train import how_it_went, watched
 from rootflow.data import Images
 from rootflow.errors import RootflowError
+from rootflow.report import write_report
 from rootflow.store import write_json
 from rootflow.training import FitConfig
 
@@ -40,6 +34,7 @@ __all__ = ["classify"]
 
 
 def classify(
+    context: typer.Context,
     data: Annotated[
         str | None, typer.Argument(help="Images with labels: a name, a folder, a .npz.")
     ] = None,
@@ -53,26 +48,19 @@ def classify(
         float, typer.Option(help="Share of the published numbers of channels.")
     ] = 0.125,
     pool: Annotated[int, typer.Option(min=1, help="Average squares of so many pixels.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the run.  [default: runs/DATA-BLOCK-TIME]")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Budget of time.  [default: 5, without --epochs]")
-    ] = None,
+    out: given.Out = None,
+    minutes: given.Minutes = None,
     epochs: Annotated[
         float | None, typer.Option(min=0, help="Budget in passes over the training images.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Option of the fit; repeatable."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    threads: Threads = None,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    settings: given.Set = None,
+    seed: given.OwnSeed = None,
+    resume: given.Resume = False,
+    threads: given.Threads = None,
+    device: given.Device = "cpu",
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Learn the classes of images; test error, calibration and certified Lipschitz constants.
 
@@ -80,16 +68,10 @@ def classify(
     """
     where = usable_device(device)
     if resume:
-        if out is None:
-            raise WrongUse("--resume: say which run with --out RUN")
-        if data or settings or (minutes, epochs, seed) != (None,) * 3:
-            raise WrongUse("--resume takes data and settings from the run; give only --out with it")
-        plan = runs.read_plan(out, command="classify")
-        if (out / "result.json").exists():
-            say(f"{out} is finished already; this is its result")
-            _show(json.loads((out / "result.json").read_bytes()), out, as_json)
+        out, plan, result = runs.resumed(context)
+        if result is not None:
+            _show(result, out, as_json)
             return
-        set_threads(threads or plan["threads"])
         images = read_again(plan["data"])
         assert isinstance(images, Images)
     else:
@@ -107,13 +89,7 @@ def classify(
         plan = _plan(images, data, block, options, config)
         out = out or runs.default_path(data, block)
         runs.begin(out, plan)
-    try:
-        result = _train(out, plan, images, where, quiet)
-    except Interrupted as stop:
-        say(f"interrupted after step {stop.step:,}; go on with: "
-            f"rootflow classify --resume --out {out}")
-        raise typer.Exit(128 + stop.signal) from None
-    _show(result, out, as_json)
+    _show(_train(out, plan, images, where, quiet), out, as_json)
 
 
 def per_epoch(images: Images, config: FitConfig) -> int:
@@ -131,19 +107,11 @@ def _plan(
         raise
     except ValueError as error:
         raise WrongUse(str(error)) from None
-    words = ["rootflow", "classify", source, "--block", block]
-    for name, value in options.items():
-        words += [f"--{name}", str(value)]
-    for name, value in config.model_dump(exclude_defaults=True).items():
-        words += ["--set", f"{name}={value}"]
-    return {
-        "command": shlex.join(words),
-        "rootflow_version": rootflow.__version__,
-        "flow": recipe,
-        "data": runs.describe(images, source, config.seed, {}),
-        "fit": config.model_dump(),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    words = ["classify", source, "--block", block]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words += as_words(config.model_dump(exclude_defaults=True))
+    return runs.plan_of(words, config, flow=recipe,
+                        data=runs.describe(images, source, config.seed, {}))  # fmt: skip
 
 
 def _train(
@@ -156,9 +124,9 @@ def _train(
     model: Classifier = classification.make(images, recipe["block"], config.seed, **options)
     model.to(device)
     save = partial(classification.save, model)
-    try:
+    with runs.kept(run, "classify"):
         fit = partial(classification.fit, model, images, config)
-        history = watched(run, config, quiet, fit, save)
+        history = watched(run, config, quiet, "classify", fit, save)
         if not quiet:
             say(f"measuring on {len(images.test):,} test images")
         result = {
@@ -173,11 +141,7 @@ def _train(
         }  # fmt: skip
         save(run)
         write_json(run / "result.json", result)
-    except OSError as error:
-        raise RootflowError(
-            f"{run}: cannot be written: {error.strerror or error}; what was saved before is whole, "
-            f"continue with: rootflow classify --resume --out {run}"
-        ) from error
+        write_report(run)
     return result
 
 
@@ -200,5 +164,5 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
         "training": f"{result['steps']:,} steps, {result['epochs']:.3g} epochs in "
         f"{result['seconds']:.4g} s, best at {result['best_step']:,}; "
         f"stopped by {result['stopped']}",
-        "run": str(run),
+        "report": str(run / "report.html"),
     }.items()))  # fmt: skip

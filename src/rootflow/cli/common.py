@@ -1,13 +1,14 @@
-"""What all commands share: their common options, what they print, and how they fail."""
+"""What all commands share: what they print, how they fail, and how they are interrupted."""
 
 import json
 import math
 import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import typer
@@ -19,8 +20,7 @@ from typer.core import TyperGroup
 from rootflow.errors import RootflowError
 
 __all__ = [
-    "AsIs", "Columns", "Commands", "Debug", "Device", "Json", "Kinds", "Memory", "Missing",
-    "Quiet", "Seed", "Threads", "WrongUse", "nats", "plain", "print_grid", "print_json", "say",
+    "Commands", "Interrupted", "WrongUse", "nats", "plain", "print_grid", "print_json", "say",
     "set_threads", "usable_device",
 ]  # fmt: skip
 
@@ -32,44 +32,12 @@ class WrongUse(Exception):
     """The command was called wrongly; its message is printed and the exit code is 2."""
 
 
-def _remember_debug(context: typer.Context, debug: bool) -> bool:
-    context.meta["debug"] = context.meta.get("debug", False) or debug
-    return debug
+class Interrupted(Exception):
+    """A signal ended the work, and what there is of it is saved; the message says how to go on."""
 
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Seed = Annotated[int, typer.Option(min=0, max=2**31, help="Seed of all random numbers.")]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of torch.  [default: as torch chooses]")
-]
-Columns = Annotated[str | None, typer.Option(help="Use these columns only: a,b,c.")]
-Kinds = Annotated[
-    list[str] | None,
-    typer.Option("--kind", metavar="NAME=KIND", help="What a column is, instead of what its "
-                 "numbers say: continuous, positive, bounded:A,B, circular:A,B, integer, grid:GAP, "
-                 "mass:A, category, ordered:a<b<c; repeatable."),
-]  # fmt: skip
-Missing = Annotated[
-    str,
-    typer.Option(help="Empty cells: keep them as a value of their own, drop their rows, refuse "
-                 "them; auto keeps them where they are common."),
-]  # fmt: skip
-AsIs = Annotated[
-    bool, typer.Option("--as-is", help="Take all columns as free real numbers, as they are.")
-]
-Memory = Annotated[
-    float | None,
-    typer.Option(min=0, metavar="GIB", help="Keep a larger table in a temporary file.  "
-                 "[default: half of the machine's]"),
-]  # fmt: skip
-Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
-Debug = Annotated[
-    bool,
-    typer.Option(
-        "--debug", callback=_remember_debug, is_eager=True, help="Show the traceback of an error."
-    ),
-]
+    def __init__(self, signal: int, message: str) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def say(text: str) -> None:
@@ -149,6 +117,12 @@ class Commands(TyperGroup):
             sys.stdout.flush()
         except (typer.Exit, typer.Abort):
             raise
+        except Interrupted as stop:
+            say(str(stop))
+            raise typer.Exit(128 + stop.signal) from None
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(128 + signal.SIGINT) from None
         except BrokenPipeError:
             _drop_stdout()
             raise typer.Exit(PIPE_CLOSED) from None

@@ -6,19 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from rootflow.cli import given
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
-    AsIs,
-    Columns,
-    Debug,
-    Device,
-    Json,
-    Kinds,
-    Memory,
-    Missing,
-    Quiet,
-    Seed,
-    Threads,
+    Interrupted,
     nats,
     print_grid,
     print_json,
@@ -29,7 +20,7 @@ from rootflow.cli.common import (
 from rootflow.cli.inputs import are_images, read
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.tables import Reading
-from rootflow.cli.train import Interrupted, make_plan, train
+from rootflow.cli.train import make_plan, train
 from rootflow.errors import RootflowError
 
 __all__ = ["compare"]
@@ -38,29 +29,28 @@ __all__ = ["compare"]
 def compare(
     data: Annotated[str, typer.Argument(help="A file or a built-in name.")],
     flows: Annotated[str, typer.Option(help="Names of flows, a,b,c; see `rootflow flows`.")],
-    minutes: Annotated[
-        float | None, typer.Option(help="Time for each flow.  [default: 5, without --steps]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps for each flow.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As in fit; for each.")
-    ] = None,
-    columns: Columns = None,
+    minutes: given.Minutes = None,
+    steps: given.Steps = None,
+    settings: given.Set = None,
+    columns: given.Columns = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep the run directories, in this directory.")
     ] = None,
-    seed: Seed = 0,
-    kinds: Kinds = None,
-    missing: Missing = "auto",
-    as_is: AsIs = False,
-    memory: Memory = None,
-    threads: Threads = None,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    seed: given.Seed = 0,
+    kinds: given.Kinds = None,
+    missing: given.Missing = "auto",
+    as_is: given.AsIs = False,
+    memory: given.Memory = None,
+    threads: given.Threads = None,
+    device: given.Device = "cpu",
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
-    """Fit several flows one after the other, and print one table of their held-out scores."""
+    """Fit several flows one after the other, and print one table of their held-out scores.
+
+    The budget is that of each flow.
+    """
     where = usable_device(device)
     set_threads(threads)
     names = list(dict.fromkeys(name.strip() for name in flows.split(",")))
@@ -84,8 +74,9 @@ def compare(
             try:
                 results.append(train(parent / name, plan, table, where, quiet))
             except Interrupted as stop:
-                say(f"interrupted in {name}, after step {stop.step:,}")
-                raise typer.Exit(128 + stop.signal) from None
+                if out is not None:
+                    raise
+                raise Interrupted(stop.signal, f"interrupted in {name}; nothing is kept") from None
             except RootflowError as error:  # the other flows can still be compared
                 say(f"error: {name}: {error}")
     if as_json:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from rootflow.cli.common import Debug, Json, Quiet, print_grid, print_json, say
+from rootflow.cli import given
+from rootflow.cli.common import print_grid, print_json, say
 from rootflow.data import BUILTIN, IMAGES, PACKAGED, PREPARED
 from rootflow.data import prepare as prepare_set
 from rootflow.data.archives import cache_folder
@@ -22,7 +23,7 @@ def overview() -> None:
 
 
 @data.command("list")
-def list_known(as_json: Json = False, debug: Debug = False) -> None:
+def list_known(as_json: given.Json = False, debug: given.Debug = False) -> None:
     """List the names that DATA can be; NAME:ROWS sets the rows of a toy."""
     kinds = {"data": {**BUILTIN, **PACKAGED, **PREPARED["table"]},
              "images": {**IMAGES, **PREPARED["images"]}}  # fmt: skip
@@ -64,9 +65,9 @@ def prepare(
         bool,
         typer.Option("--unpickle", help="For gas: read its pickle, letting arrays through only."),
     ] = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Download a published data set, check it, and keep it as plain arrays.
 

@@ -1,6 +1,5 @@
 """``rootflow fit``: learn the density of a table within a budget, and write a run directory."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,23 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from rootflow.cli import given
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
-    AsIs,
-    Columns,
-    Debug,
-    Device,
-    Json,
-    Kinds,
-    Memory,
-    Missing,
-    Quiet,
-    Threads,
     WrongUse,
     nats,
     print_grid,
     print_json,
-    say,
     set_threads,
     usable_device,
 )  # fmt: skip
@@ -32,7 +21,7 @@ from rootflow.cli.inputs import are_images, read, read_again
 from rootflow.cli.processes import joined, wait
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.tables import Reading, byte_count
-from rootflow.cli.train import Interrupted, make_plan, train
+from rootflow.cli.train import make_plan, train
 from rootflow.errors import RootflowError
 from rootflow.training import TRACKERS, Tracker
 
@@ -40,36 +29,30 @@ __all__ = ["fit"]
 
 
 def fit(
+    context: typer.Context,
     data: Annotated[
         str | None, typer.Argument(help="A file (.csv .parquet .npy ...) or a built-in name.")
     ] = None,
     flow: Annotated[str, typer.Option(help="Which flow; see `rootflow flows`.")] = "monotone",
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the run.  [default: runs/DATA-FLOW-TIME]")
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Budget of time.  [default: 5, without --steps]")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget of training steps.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Option of the flow or fit; repeatable."),
-    ] = None,
-    columns: Columns = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    kinds: Kinds = None,
-    missing: Missing = "auto",
-    as_is: AsIs = False,
-    memory: Memory = None,
+    out: given.Out = None,
+    minutes: given.Minutes = None,
+    steps: given.Steps = None,
+    settings: given.Set = None,
+    columns: given.Columns = None,
+    seed: given.OwnSeed = None,
+    resume: given.Resume = False,
+    kinds: given.Kinds = None,
+    missing: given.Missing = "auto",
+    as_is: given.AsIs = False,
+    memory: given.Memory = None,
     track: Annotated[
         str | None, typer.Option(help=f"Send records there as well: {', '.join(TRACKERS)}.")
     ] = None,
-    threads: Threads = None,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    threads: given.Threads = None,
+    device: given.Device = "cpu",
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Learn the density of a table, score it on held-out rows, write a run directory.
 
@@ -80,17 +63,10 @@ def fit(
     if track is not None and track not in TRACKERS:
         raise WrongUse(f"--track={track!r} is unknown; choose one of {', '.join(TRACKERS)}")
     if resume:
-        if out is None:
-            raise WrongUse("--resume: say which run with --out RUN")
-        given = (data, settings, columns, kinds, as_is, missing != "auto", minutes, steps)
-        if any(given) or seed is not None:
-            raise WrongUse("--resume takes data and settings from the run; give only --out with it")
-        plan = runs.read_plan(out)
-        if (out / "result.json").exists():
-            say(f"{out} is finished already; this is its result")
-            _show(json.loads((out / "result.json").read_bytes()), out, as_json)
+        out, plan, result = runs.resumed(context)
+        if result is not None:
+            _show(result, out, as_json)
             return
-        set_threads(threads or plan["threads"])
         table = read_again(plan["data"], byte_count(memory))
     else:
         if data is None:
@@ -109,13 +85,8 @@ def fit(
                 runs.begin(out, plan)
             wait()
         assert out is not None
-        try:
-            to = tracker(track, out) if rank == 0 else None
-            result = train(out, plan, table, where, quiet, to)
-        except Interrupted as stop:
-            say(f"interrupted after step {stop.step:,}; go on with: "
-                f"rootflow fit --resume --out {out}")
-            raise typer.Exit(128 + stop.signal) from None
+        to = tracker(track, out) if rank == 0 else None
+        result = train(out, plan, table, where, quiet, to)
         if result:
             _show(result, out, as_json)
 

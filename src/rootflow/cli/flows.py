@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 
 import rootflow
-from rootflow.cli.common import Debug, Json, print_grid, print_json
+from rootflow.cli import given
+from rootflow.cli.common import print_grid, print_json
 
 __all__ = ["flows"]
 
 
-def flows(as_json: Json = False, debug: Debug = False) -> None:
+def flows(as_json: given.Json = False, debug: given.Debug = False) -> None:
     """List the flows, what each direction costs, and the options that --set takes."""
     entries = rootflow.flows()
     if as_json:

@@ -1,9 +1,13 @@
 """What is seen of a running fit on stderr, and how a signal ends it after the step at hand."""
 
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
 
@@ -13,7 +17,10 @@ from rich.progress import Progress as Bar
 
 from rootflow.cli.common import say
 
-__all__ = ["Progress", "Signals"]
+__all__ = ["Progress", "Signals", "watching"]
+
+
+Record = dict[str, Any]
 
 
 class Budget(Protocol):
@@ -113,3 +120,28 @@ class Progress:
         left = seconds * (1 - self.done) / max(self.done - self.offset, 1e-9)
         minutes, rest = divmod(round(min(left, 359_999)), 60)
         return f"step {self.step:,}, {rate:.3g}/s, {minutes}:{rest:02d} left{self.validation}"
+
+
+@contextmanager
+def watching(
+    run: Path, config: Budget, quiet: bool, step: int = 0, seconds: float = 0.0,
+    log: Callable[[Record], None] = lambda _: None,
+) -> Iterator[tuple[Callable[[Record], None], Callable[[], bool], Signals]]:
+    """``on_record`` and ``should_stop`` of a fit: metrics.jsonl, ``log``, progress; the signals."""
+    with (
+        Signals() as signals,
+        Progress(config, quiet, step, seconds) as progress,
+        (run / "metrics.jsonl").open("a", encoding="utf-8") as metrics,
+    ):
+
+        def on_record(record: Record) -> None:
+            metrics.write(json.dumps(record, allow_nan=False) + "\n")
+            metrics.flush()
+            progress.note(record)
+            log(record)
+
+        def should_stop() -> bool:
+            progress.tick()
+            return signals.received is not None
+
+        yield on_record, should_stop, signals

@@ -1,23 +1,14 @@
 """``rootflow reproduce``: an experiment of the papers, run here, beside the published number."""
 
 import shlex
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rootflow.cli.common import (
-    Debug,
-    Json,
-    Quiet,
-    Seed,
-    Threads,
-    WrongUse,
-    print_grid,
-    print_json,
-    say,
-    set_threads,
-)  # fmt: skip
+from rootflow.cli import given
+from rootflow.cli.common import Interrupted, WrongUse, print_grid, print_json, say, set_threads
 from rootflow.cli.progress import Signals
 from rootflow.experiments import (
     SCALES,
@@ -51,11 +42,11 @@ def reproduce(
     results: Annotated[
         bool, typer.Option("--results", help="Print all results of the store as a Markdown page.")
     ] = False,
-    seed: Seed = 0,
-    threads: Threads = None,
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    seed: given.Seed = 0,
+    threads: given.Threads = None,
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Run an experiment of the papers, with its pictures and its table.
 
@@ -93,8 +84,10 @@ def reproduce(
                 should_stop=lambda: signals.received is not None,
             )  # fmt: skip
         except Stopped:
-            say(f"interrupted; the same command goes on from here: {shlex.join(words)}")
-            raise typer.Exit(128 + (signals.received or 2)) from None
+            raise Interrupted(
+                signals.received or signal.SIGINT,
+                f"interrupted; the same command goes on from here: {shlex.join(words)}",
+            ) from None
     if as_json:
         print_json(result.model_dump())
     else:

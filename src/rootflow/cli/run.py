@@ -2,22 +2,32 @@
 
 import json
 import re
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import typer
+from pydantic import BaseModel
 
 import rootflow
-from rootflow.cli.common import say
+from rootflow.cli.common import WrongUse, say, set_threads
 from rootflow.cli.inputs import digest
 from rootflow.cli.tables import Parts
 from rootflow.data import Images
 from rootflow.errors import CheckpointError, RootflowError
 from rootflow.store import FORMAT_VERSION, read_config, write_json
 
-__all__ = ["begin", "default_path", "describe", "open_run", "read_plan"]
+__all__ = [
+    "begin", "default_path", "describe", "kept", "open_run", "plan_of", "read_finished",
+    "read_plan", "resumed",
+]  # fmt: skip
+
+BESIDE_RESUME = {"data", "out", "resume", "memory", "track", "threads", "device", "quiet",
+                 "as_json", "debug"}  # fmt: skip
 
 
 def describe(
@@ -35,6 +45,17 @@ def describe(
     return {
         **whole, **reading, "columns": schema.names, "dtypes": dtypes, "schema": schema.to_json(),
     }  # fmt: skip
+
+
+def plan_of(words: Sequence[str], fit: BaseModel, **more: Any) -> dict[str, Any]:
+    """What config.json of a new run says: the command, ``more``, settings of the fit, versions."""
+    return {
+        "command": shlex.join(["rootflow", *words]),
+        "rootflow_version": rootflow.__version__,
+        **more,
+        "fit": fit.model_dump(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def default_path(data: str, flow: str) -> Path:
@@ -59,7 +80,38 @@ def begin(run: Path, plan: Mapping[str, Any]) -> None:
         raise RootflowError(f"{run}: cannot be written: {error.strerror or error}") from None
 
 
-def read_plan(run: Path, command: str = "fit") -> dict[str, Any]:
+def resumed(context: typer.Context) -> tuple[Path, dict[str, Any], dict[str, Any] | None]:
+    """The run that ``--resume`` goes on with, its config.json, and its result if it is finished.
+
+    Raises WrongUse for options that only a new run can have, CheckpointError.
+    """
+    out, data = context.params["out"], context.params.get("data")
+    if out is None:
+        raise WrongUse("--resume: say which run with --out RUN")
+    given = {k for k in context.params if "COMMANDLINE" in str(context.get_parameter_source(k))}
+    if data or given - BESIDE_RESUME:
+        raise WrongUse("--resume takes data and settings from the run; give only --out with it")
+    plan = read_plan(out, str(context.info_name))
+    if not (out / "result.json").exists():
+        set_threads(context.params["threads"] or plan["threads"])
+        return out, plan, None
+    say(f"{out} is finished already; this is its result")
+    return out, plan, json.loads((out / "result.json").read_bytes())
+
+
+@contextmanager
+def kept(run: Path, command: str) -> Iterator[None]:
+    """Work on a run in which a file may fail to be written. Raises RootflowError."""
+    try:
+        yield
+    except OSError as error:
+        raise RootflowError(
+            f"{run}: cannot be written: {error.strerror or error}; what was saved before is whole, "
+            f"continue with: rootflow {command} --resume --out {run}"
+        ) from error
+
+
+def read_plan(run: Path, command: str) -> dict[str, Any]:
     """config.json of a run of that command that may be unfinished. Raises CheckpointError."""
     try:
         plan: dict[str, Any] = json.loads((run / "config.json").read_bytes())
@@ -85,16 +137,21 @@ def read_plan(run: Path, command: str = "fit") -> dict[str, Any]:
     return plan
 
 
+def read_finished(run: Path) -> dict[str, Any]:
+    """config.json of a run with weights. Raises CheckpointError."""
+    if (run / "config.json").exists() and not (run / "manifest.json").exists():
+        raise CheckpointError(
+            f"{run}: the fit has not finished; continue it with: rootflow fit --resume --out {run}"
+        )
+    return read_config(run)
+
+
 def open_run(run: Path, device: torch.device) -> tuple[rootflow.Flow, dict[str, Any]]:
     """The trained flow and config.json, whose ``data`` is empty for a flow saved without a table.
 
     Raises CheckpointError for a missing, damaged, unfinished or newer run.
     """
-    if (run / "config.json").exists() and not (run / "manifest.json").exists():
-        raise CheckpointError(
-            f"{run}: the fit has not finished; continue it with: rootflow fit --resume --out {run}"
-        )
-    plan = read_config(run)
+    plan = read_finished(run)
     if "inference" in plan:
         raise CheckpointError(
             f"{run} was written by rootflow vi, its draws beside it; read it in Python with "

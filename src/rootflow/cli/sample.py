@@ -8,17 +8,8 @@ from typing import Annotated
 import torch
 import typer
 
-from rootflow.cli.common import (
-    Debug,
-    Device,
-    Json,
-    Seed,
-    Threads,
-    WrongUse,
-    print_json,
-    set_threads,
-    usable_device,
-)  # fmt: skip
+from rootflow.cli import given
+from rootflow.cli.common import WrongUse, print_json, set_threads, usable_device
 from rootflow.cli.inputs import schema_of
 from rootflow.cli.pictures import draw, write_images
 from rootflow.cli.run import open_run
@@ -33,7 +24,7 @@ CHUNK = 10_000
 
 
 def sample(
-    run: Annotated[Path, typer.Argument(help="Directory that `rootflow fit` wrote.")],
+    run: given.Run,
     n: Annotated[int, typer.Option("-n", "--rows", min=1, help="How many rows.")],
     out: Annotated[
         Path | None,
@@ -42,11 +33,11 @@ def sample(
     temperature: Annotated[
         float, typer.Option(min=0.0, help="Stretch the latent; below 1 keeps to likely rows.")
     ] = 1.0,
-    seed: Seed = 0,
-    threads: Threads = None,
-    device: Device = "cpu",
-    as_json: Json = False,
-    debug: Debug = False,
+    seed: given.Seed = 0,
+    threads: given.Threads = None,
+    device: given.Device = "cpu",
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Draw rows as CSV or into a file, with the columns, levels, bounds and types of the table.
 

@@ -10,17 +10,8 @@ import torch
 import typer
 
 import rootflow
-from rootflow.cli.common import (
-    Debug,
-    Device,
-    Json,
-    Memory,
-    Threads,
-    print_json,
-    say,
-    set_threads,
-    usable_device,
-)
+from rootflow.cli import given
+from rootflow.cli.common import print_json, say, set_threads, usable_device
 from rootflow.cli.inputs import are_images, image_set, schema_of
 from rootflow.cli.measure import log_density
 from rootflow.cli.run import open_run
@@ -35,14 +26,14 @@ __all__ = ["score"]
 
 
 def score(
-    run: Annotated[Path, typer.Argument(help="Directory that `rootflow fit` wrote.")],
+    run: given.Run,
     data: Annotated[str, typer.Argument(help="A file or a built-in name with the same columns.")],
     out: Annotated[Path | None, typer.Option(help="Write the CSV there, not to stdout.")] = None,
-    memory: Memory = None,
-    threads: Threads = None,
-    device: Device = "cpu",
-    as_json: Json = False,
-    debug: Debug = False,
+    memory: given.Memory = None,
+    threads: given.Threads = None,
+    device: given.Device = "cpu",
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Print the log-density of each row in nats, as CSV; low values are outliers.
 

@@ -16,7 +16,7 @@ from rootflow.training import FitConfig
 from rootflow.training.config import FOR_IMAGES
 from rootflow.zoo import ZOO, build
 
-__all__ = ["assign", "build_flow", "fit_config", "merge_budget", "parse"]
+__all__ = ["as_words", "assign", "build_flow", "fit_config", "merge_budget", "parse"]
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -67,6 +67,15 @@ def assign(
                 + f"options of the fit are {', '.join(fields)}"
             )
     return options, fit
+
+
+def as_words(settings: Mapping[str, Any]) -> list[str]:
+    """The words ``--set key=value`` that ``assign`` reads as these settings."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+        for key, value in settings.items()
+    }
+    return [word for key, text in texts.items() for word in ("--set", f"{key}={text}")]
 
 
 def fit_config(

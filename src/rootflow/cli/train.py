@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,17 +15,16 @@ from torch import Tensor
 
 import rootflow
 from rootflow.cli import run as runs
-from rootflow.cli.common import say
+from rootflow.cli.common import Interrupted, say
 from rootflow.cli.inputs import parts, schema_of
 from rootflow.cli.measure import Measured, measure
 from rootflow.cli.pictures import SCORED, Album, measure_images
 from rootflow.cli.processes import wait
-from rootflow.cli.progress import Progress, Signals
-from rootflow.cli.settings import build_flow
+from rootflow.cli.progress import watching
+from rootflow.cli.settings import as_words, build_flow
 from rootflow.cli.tables import Parts, Reading
 from rootflow.data import Images
 from rootflow.data.feed import Feed, encoded
-from rootflow.errors import RootflowError
 from rootflow.report import write_report
 from rootflow.store import write_atomically, write_json
 from rootflow.training import FitConfig, History, Tracker
@@ -34,15 +32,7 @@ from rootflow.training.checkpoint import read_state
 from rootflow.training.parallel import World
 from rootflow.transforms import Pixels
 
-__all__ = ["Interrupted", "how_it_went", "make_plan", "measured", "train", "watched"]
-
-
-class Interrupted(Exception):
-    """A signal ended the fit after a whole step; its state is saved."""
-
-    def __init__(self, signal: int, step: int) -> None:
-        super().__init__(signal)
-        self.signal, self.step = signal, step
+__all__ = ["how_it_went", "make_plan", "measured", "train", "watched"]
 
 
 def make_plan(
@@ -56,19 +46,10 @@ def make_plan(
     else:
         size["features"] = given.schema.features
     recipe = build_flow({"name": flow, **size, "options": options}, config.seed).recipe
-    words = ["rootflow", "fit", source, "--flow", flow]
-    words += reading.words
-    for key, value in {**options, **config.model_dump(exclude_defaults=True)}.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        words += ["--set", f"{key}={text}"]
-    return {
-        "command": shlex.join(words),
-        "rootflow_version": rootflow.__version__,
-        "flow": recipe,
-        "data": runs.describe(given, source, config.seed, reading.recorded),
-        "fit": config.model_dump(),
-        "threads": torch.get_num_threads(),
-    }  # fmt: skip
+    words = ["fit", source, "--flow", flow, *reading.words]
+    words += as_words({**options, **config.model_dump(exclude_defaults=True)})
+    entry = runs.describe(given, source, config.seed, reading.recorded)
+    return runs.plan_of(words, config, flow=recipe, data=entry)
 
 
 def train(
@@ -83,7 +64,7 @@ def train(
     """
     data, config = plan["data"], FitConfig.model_validate(plan["fit"])
     rows = parts(given)
-    try:
+    with runs.kept(run, "fit"):
         if tracker is not None:
             tracker.start(plan)
         flow, history = _fit(run, plan, rows, device, quiet, tracker)
@@ -110,17 +91,10 @@ def train(
         if tracker is not None:
             tracker.finish(result)
         write_report(run, found.evidence, log_prob_fn=found.log_prob, pictures=found.pictures)
-    except OSError as error:
-        raise RootflowError(
-            f"{run}: cannot be written: {error.strerror or error}; what was saved before is whole, "
-            f"continue with: rootflow fit --resume --out {run}"
-        ) from error
     return result
 
 
-def how_it_went(
-    history: History, config: FitConfig, device: torch.device
-) -> dict[str, Any]:
+def how_it_went(history: History, config: FitConfig, device: torch.device) -> dict[str, Any]:
     """What result.json says of a fit itself, whatever was fitted."""
     return {
         "steps": history.steps,
@@ -163,7 +137,7 @@ def _fit(
         if schema.plain and isinstance(rows[0], np.ndarray):
             train = torch.as_tensor(rows[0], dtype=torch.float32, device=device)
     history = watched(
-        run, config, quiet,
+        run, config, quiet, "fit",
         partial(
             rootflow.fit, flow, train, validation, config=config, **given,
             on_validation=None if album is None else album.add,
@@ -174,7 +148,7 @@ def _fit(
 
 
 def watched(
-    run: Path, config: FitConfig, quiet: bool, fit: Callable[..., History],
+    run: Path, config: FitConfig, quiet: bool, command: str, fit: Callable[..., History],
     save: Callable[[Path], None], tracker: Tracker | None = None,
 ) -> History:
     """Call ``fit`` with where it resumes and whom it tells: metrics.jsonl and the progress bar.
@@ -192,26 +166,16 @@ def watched(
         lines = [json.dumps(record) + "\n" for record in facts["records"]]
         write_atomically(run / "metrics.jsonl", "".join(lines).encode())
     wait()
-    with (
-        Signals() as signals,
-        Progress(config, quiet, facts["step"], facts["seconds"]) as progress,
-        (run / "metrics.jsonl").open("a", encoding="utf-8") as metrics,
-    ):
-
-        def on_record(record: dict[str, Any]) -> None:
-            metrics.write(json.dumps(record, allow_nan=False) + "\n")
-            metrics.flush()
-            progress.note(record)
-            if tracker is not None:
-                tracker.log(record)
-
-        def should_stop() -> bool:
-            progress.tick()
-            return signals.received is not None
-
+    log = (lambda _: None) if tracker is None else tracker.log
+    behind = facts["step"], facts["seconds"]
+    with watching(run, config, quiet, *behind, log) as (on_record, should_stop, signals):
         history = fit(checkpoint=run / "resume", on_record=on_record, should_stop=should_stop)
     if history.stopped == "interrupted":  # by a signal, perhaps to another process
         if World().rank == 0:
             save(run)
-        raise Interrupted(signals.received or signal.SIGTERM, history.steps)
+        raise Interrupted(
+            signals.received or signal.SIGTERM,
+            f"interrupted after step {history.steps:,}; go on with: "
+            f"rootflow {command} --resume --out {run}",
+        )
     return history

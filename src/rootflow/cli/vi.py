@@ -1,8 +1,6 @@
 """``rootflow vi``: fit a flow to an unnormalised density, judge the fit, write its draws."""
 
 import importlib
-import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -14,13 +12,10 @@ import typer
 
 import rootflow
 from rootflow import inference
+from rootflow.cli import given
 from rootflow.cli import run as runs
 from rootflow.cli.common import (
-    Debug,
-    Device,
-    Json,
-    Quiet,
-    Threads,
+    Interrupted,
     WrongUse,
     nats,
     print_grid,
@@ -29,8 +24,8 @@ from rootflow.cli.common import (
     set_threads,
     usable_device,
 )  # fmt: skip
-from rootflow.cli.progress import Progress, Signals
-from rootflow.cli.settings import merge_budget, parse
+from rootflow.cli.progress import watching
+from rootflow.cli.settings import as_words, merge_budget, parse
 from rootflow.data import write_table
 from rootflow.errors import RootflowError
 from rootflow.inference import Posterior, Target, TargetError, VIConfig
@@ -45,9 +40,7 @@ def vi(
         typer.Argument(help="A built-in name, or MODULE:NAME of a Target or of a function."),
     ] = None,
     flow: Annotated[str, typer.Option(help="Which flow; see `rootflow flows`.")] = "nsf-coupling",
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the run.  [default: runs/TARGET-FLOW-TIME]")
-    ] = None,
+    out: given.Out = None,
     n: Annotated[int, typer.Option("-n", "--draws", min=1, help="Draws to write.")] = 4000,
     resample: Annotated[
         bool, typer.Option("--resample", help="Correct the draws by importance resampling.")
@@ -56,18 +49,15 @@ def vi(
     minutes: Annotated[
         float | None, typer.Option(help="Budget of time.  [default: 3, without --steps]")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget of steps.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Option of the flow or fit; repeatable."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed.  [default: 0]")] = None,
+    steps: given.Steps = None,
+    settings: given.Set = None,
+    seed: given.OwnSeed = None,
     list_targets: Annotated[bool, typer.Option("--list", help="List the built-in names.")] = False,
-    threads: Threads = None,
-    device: Device = "cpu",
-    quiet: Quiet = False,
-    as_json: Json = False,
-    debug: Debug = False,
+    threads: given.Threads = None,
+    device: given.Device = "cpu",
+    quiet: given.Quiet = False,
+    as_json: given.Json = False,
+    debug: given.Debug = False,
 ) -> None:
     """Approximate an unnormalised density by a flow: draws, evidence, and whether to trust them.
 
@@ -86,28 +76,10 @@ def vi(
     config = merge_budget(VIConfig, chosen, minutes, steps, seed, default_minutes=3.0)
     density = find_target(target)
     run = out or runs.default_path(target.replace(":", "-"), flow)
-    plan = {
-        "command": _command(target, flow, n, options, config, resample),
-        "rootflow_version": rootflow.__version__,
-        "fit": config.model_dump(),
-        "threads": torch.get_num_threads(),
-    }
-    runs.begin(run, plan)
-    with (
-        Signals() as signals,
-        Progress(config, quiet) as progress,
-        (run / "metrics.jsonl").open("a", encoding="utf-8") as metrics,
-    ):
-
-        def on_record(record: dict[str, Any]) -> None:
-            metrics.write(json.dumps(record, allow_nan=False) + "\n")
-            metrics.flush()
-            progress.note(record)
-
-        def should_stop() -> bool:
-            progress.tick()
-            return signals.received is not None
-
+    words = ["vi", target, "--flow", flow, "-n", str(n), *["--resample"] * resample]
+    words += as_words({**options, **config.model_dump(exclude_defaults=True)})
+    runs.begin(run, runs.plan_of(words, config))
+    with watching(run, config, quiet) as (on_record, should_stop, signals):
         try:
             posterior = inference.fit(
                 density, flow, config=config, options=options, device=where,
@@ -122,9 +94,11 @@ def vi(
             raise RootflowError(f"{error}; the best state so far is kept in {run}") from error
     posterior.save(run)
     if signals.received is not None:
-        steps_done = posterior.trace.steps if posterior.trace is not None else 0
-        say(f"interrupted after step {steps_done:,}; the best state so far is kept in {run}")
-        raise typer.Exit(128 + signals.received)
+        done = posterior.trace.steps if posterior.trace is not None else 0
+        raise Interrupted(
+            signals.received,
+            f"interrupted after step {done:,}; the best state so far is kept in {run}",
+        )
     result = _finish(run, posterior, target, flow, n, resample, form, str(where), quiet)
     if as_json:
         print_json({**result, "run": str(run)})
@@ -194,17 +168,6 @@ def _as_target(name: str, value: Any) -> Target:
     if not isinstance(made, Target):
         raise WrongUse(f"{name}() returned {type(made).__name__}; it must return a Target")
     return made
-
-
-def _command(
-    target: str, flow: str, n: int, options: Mapping[str, Any], config: VIConfig, resample: bool
-) -> str:
-    words = ["rootflow", "vi", target, "--flow", flow, "-n", str(n)]
-    words += ["--resample"] if resample else []
-    for key, value in {**options, **config.model_dump(exclude_defaults=True)}.items():
-        text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-        words += ["--set", f"{key}={text}"]
-    return shlex.join(words)
 
 
 def _finish(

@@ -84,10 +84,10 @@ def read_table(
 ) -> Table:
     """Read a table from a path, a data frame, a 2-d array or tensor, or a built-in name.
 
-    Paths end in one of .csv .tsv .txt (also with .gz) .parquet .feather .arrow .npy .npz. Built-in names are the
-    keys of ``BUILTIN``, ``PACKAGED`` and ``PREPARED["table"]``; a toy may carry its number of rows
-    ("rings:5000") and uses ``seed``; a table that comes with its split may be narrowed to a part
-    ("power:test"). The folder of a prepared table is a path too.
+    Paths end in one of .csv .tsv .txt (also with .gz) .parquet .feather .arrow .npy .npz. Built-in
+    names are the keys of ``BUILTIN``, ``PACKAGED`` and ``PREPARED["table"]``; a toy may carry its
+    number of rows ("rings:5000") and uses ``seed``; a table that comes with its split may be
+    narrowed to a part ("power:test"). The folder of a prepared table is a path too.
     ``columns``: the columns wanted, in this order; others are ignored with a warning. An array
     without names gives x1..xd, or takes ``columns`` by position. ``max_rows``: only the first rows.
     ``max_bytes``: the most to hold in memory (default: half of the machine's); a larger table goes

@@ -9,5 +9,6 @@ from .style import png
 from .trust import density_2d, latent, learning_curve, marginals, pairs, round_trip
 
 __all__ = [
-    "classes", "density_2d", "images", "latent", "learning_curve", "marginals", "pairs", "png", "round_trip",
+    "classes", "density_2d", "images", "latent", "learning_curve", "marginals", "pairs", "png",
+    "round_trip",
 ]  # fmt: skip

@@ -52,7 +52,8 @@ def confusion(table: ArrayLike) -> Figure:
         ax.set_yticks(range(k))
         for (row, column), value in np.ndenumerate(percent):
             if counts[row, column]:
-                ax.text(column, row, f"{value:.3g}" if value < 99.95 else "100", ha="center", va="center",
-                        fontsize=7, color="white" if value > 45 else INK)  # fmt: skip
+                colour = "white" if value > 45 else INK
+                text = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+                ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     caption(ax, "Percent of each class", "taken for class", "class")
     return figure
