@@ -143,13 +143,13 @@ def _words(config: Json, result: Json) -> dict[str, str]:
     """Every placeholder of the page that is plain text."""
     data = str(result.get("data") or config.get("data", {}).get("source") or "data")
     flow = str(result.get("flow") or config.get("flow", {}).get("name") or "flow")
-    flow = f"{result['block']} {flow}" if "block" in result else flow
+    flow = f"{result['block']} classifier" if "block" in result else flow
     shape = result.get("shape") or result.get("event") or []
     width = len(result["columns"]) if "columns" in result else result.get("features")
     return {
         **{key: _count(result.get(key)) for key in ("n_train", "n_validation", "n_test")},
         "title": f"{flow} on {data}",
-        "size": " x ".join(map(str, shape)) or f"{_count(width)} columns",
+        "size": " x ".join(map(str, shape)) or f"{_count(width)} column{'s' * (width != 1)}",
         "rows": "images" if shape else "rows",
         "config": json.dumps(config, indent=2, ensure_ascii=False),
     }

@@ -12,15 +12,7 @@ from rootflow import classification
 from rootflow.classification import BLOCKS, DEFAULTS, Classifier
 from rootflow.cli import given
 from rootflow.cli import run as runs
-from rootflow.cli.common import (
-    WrongUse,
-    nats,
-    print_grid,
-    print_json,
-    say,
-    set_threads,
-    usable_device,
-)  # fmt: skip
+from rootflow.cli.common import WrongUse, machine, nats, print_grid, print_json, say
 from rootflow.cli.inputs import enough_images, read_again
 from rootflow.cli.settings import as_words, assign, merge_budget
 from rootflow.cli.train import how_it_went, watched
@@ -51,7 +43,7 @@ def classify(
     out: given.Out = None,
     minutes: given.Minutes = None,
     epochs: Annotated[
-        float | None, typer.Option(min=0, help="Budget in passes over the training images.")
+        float | None, typer.Option(help="Budget in passes over the training images.")
     ] = None,
     settings: given.Set = None,
     seed: given.OwnSeed = None,
@@ -66,7 +58,7 @@ def classify(
 
     Ctrl-C saves the state; `rootflow classify --resume --out RUN` goes on from there.
     """
-    where = usable_device(device)
+    where = machine(device, threads)
     if resume:
         out, plan, result = runs.resumed(context)
         if result is not None:
@@ -77,7 +69,8 @@ def classify(
     else:
         if data is None:
             raise WrongUse("DATA is missing; give images with labels such as fashion-mnist")
-        set_threads(threads)
+        if epochs is not None and epochs <= 0:
+            raise WrongUse(f"--epochs {epochs:g}: give more than 0")
         chosen = {**DEFAULTS, **assign(settings or [], FitConfig.model_fields)[1]}
         steps = None if epochs is None else 1
         config = merge_budget(FitConfig, chosen, minutes, steps, seed, default_minutes=5.0)

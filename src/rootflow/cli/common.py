@@ -20,8 +20,8 @@ from typer.core import TyperGroup
 from rootflow.errors import RootflowError
 
 __all__ = [
-    "Commands", "Interrupted", "WrongUse", "nats", "plain", "print_grid", "print_json", "say",
-    "set_threads", "usable_device",
+    "Commands", "Interrupted", "WrongUse", "machine", "nats", "plain", "print_grid", "print_json",
+    "say", "set_threads",
 ]  # fmt: skip
 
 Wide = {"help_option_names": ["-h", "--help"]}
@@ -87,8 +87,9 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of that name, after trying it out. Raises WrongUse."""
+def machine(name: str, threads: int | None) -> torch.device:
+    """The device of that name, after trying it out; ``set_threads`` too. Raises WrongUse."""
+    set_threads(threads)
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -144,7 +145,8 @@ def _fail(error: Exception, debug: bool) -> NoReturn:
         text = f"unexpected {type(error).__name__}: {text}; --debug shows where"
     if debug:
         traceback.print_exception(error)
-    say("error: " + " ".join(text.split()))
+    if text:  # help, where no command was given, has none
+        say("error: " + " ".join(text.split()))
     try:
         sys.stdout.flush()
     except OSError:

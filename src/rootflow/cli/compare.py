@@ -8,15 +8,7 @@ import typer
 
 from rootflow.cli import given
 from rootflow.cli import run as runs
-from rootflow.cli.common import (
-    Interrupted,
-    nats,
-    print_grid,
-    print_json,
-    say,
-    set_threads,
-    usable_device,
-)  # fmt: skip
+from rootflow.cli.common import Interrupted, WrongUse, machine, nats, print_grid, print_json, say
 from rootflow.cli.inputs import are_images, read
 from rootflow.cli.settings import fit_config, parse
 from rootflow.cli.tables import Reading
@@ -51,9 +43,10 @@ def compare(
 
     The budget is that of each flow.
     """
-    where = usable_device(device)
-    set_threads(threads)
-    names = list(dict.fromkeys(name.strip() for name in flows.split(",")))
+    where = machine(device, threads)
+    names = list(dict.fromkeys(filter(None, map(str.strip, flows.split(",")))))
+    if not names:
+        raise WrongUse("--flows: give names such as monotone,nsf-ar; see `rootflow flows`")
     images = are_images(data)
     chosen = {name: parse(name, settings or [], images=images) for name in names}
     config = fit_config(chosen[names[0]][1], minutes, steps, seed, images)

@@ -9,14 +9,7 @@ import typer
 
 from rootflow.cli import given
 from rootflow.cli import run as runs
-from rootflow.cli.common import (
-    WrongUse,
-    nats,
-    print_grid,
-    print_json,
-    set_threads,
-    usable_device,
-)  # fmt: skip
+from rootflow.cli.common import WrongUse, machine, nats, print_grid, print_json
 from rootflow.cli.inputs import are_images, read, read_again
 from rootflow.cli.processes import joined, wait
 from rootflow.cli.settings import fit_config, parse
@@ -59,7 +52,7 @@ def fit(
     Ctrl-C saves the state; `rootflow fit --resume --out RUN` goes on from there. Under torchrun
     several processes train one flow, each with its share of every batch.
     """
-    where = usable_device(device)
+    where = machine(device, threads)
     if track is not None and track not in TRACKERS:
         raise WrongUse(f"--track={track!r} is unknown; choose one of {', '.join(TRACKERS)}")
     if resume:
@@ -71,7 +64,6 @@ def fit(
     else:
         if data is None:
             raise WrongUse("DATA is missing; give a file or a built-in name such as galaxies")
-        set_threads(threads)
         images = are_images(data)
         options, chosen = parse(flow, settings or [], images=images)
         config = fit_config(chosen, minutes, steps, seed, images)
@@ -110,7 +102,9 @@ def _show(result: Mapping[str, Any], run: Path, as_json: bool) -> None:
     images = "shape" in result
     unit = "units of [0, 1]" if images else "data units"
     unit = "the units that the flow sees" if result.get("notes") else unit
-    width = " x ".join(map(str, result["shape"])) if images else f"{len(result['columns'])} columns"
+    columns = len(result.get("columns", ()))
+    width = f"{columns} column{'s' * (columns != 1)}"
+    width = " x ".join(map(str, result["shape"])) if images else width
     lines = {
         "flow": f"{result['flow']} on {result['data']}, {result['parameters']:,} parameters",
         "images" if images else "rows": f"{result['n_train']:,} train, "

@@ -9,7 +9,7 @@ import torch
 import typer
 
 from rootflow.cli import given
-from rootflow.cli.common import WrongUse, print_json, set_threads, usable_device
+from rootflow.cli.common import WrongUse, machine, print_json
 from rootflow.cli.inputs import schema_of
 from rootflow.cli.pictures import draw, write_images
 from rootflow.cli.run import open_run
@@ -43,8 +43,7 @@ def sample(
 
     Images are drawn into a file: .png shows them side by side, .npy and .npz hold their pixels.
     """
-    where = usable_device(device)
-    set_threads(threads)
+    where = machine(device, threads)
     flow, plan = open_run(run, where)
     data = plan["data"]
     generator = torch.Generator(where).manual_seed(seed)

@@ -11,7 +11,7 @@ import typer
 
 import rootflow
 from rootflow.cli import given
-from rootflow.cli.common import print_json, say, set_threads, usable_device
+from rootflow.cli.common import machine, print_json, say
 from rootflow.cli.inputs import are_images, image_set, schema_of
 from rootflow.cli.measure import log_density
 from rootflow.cli.run import open_run
@@ -40,8 +40,7 @@ def score(
     Columns are matched by name. A row outside the bounds or levels of the fit gets -inf, one whose
     equations could not be solved nan. Images have their bits per dimension beside it.
     """
-    where = usable_device(device)
-    set_threads(threads)
+    where = machine(device, threads)
     flow, plan = open_run(run, where)
     data_plan = plan["data"]
     if "shape" in data_plan:

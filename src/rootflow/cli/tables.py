@@ -63,7 +63,9 @@ class Reading:
             declared = dict(map(declare, kinds or ()))
         except ValueError as error:
             raise WrongUse(f"--kind {error}") from None
-        names = columns.split(",") if columns else None
+        names = None if columns is None else [name.strip() for name in columns.split(",")]
+        if names is not None and not all(names):
+            raise WrongUse(f"--columns {columns!r}: a name is empty; give names such as a,b,c")
         limit = byte_count(memory)
         words = ["--columns", columns] if columns else []
         words += [word for kind in kinds or () for word in ("--kind", kind)]

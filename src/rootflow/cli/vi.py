@@ -14,16 +14,7 @@ import rootflow
 from rootflow import inference
 from rootflow.cli import given
 from rootflow.cli import run as runs
-from rootflow.cli.common import (
-    Interrupted,
-    WrongUse,
-    nats,
-    print_grid,
-    print_json,
-    say,
-    set_threads,
-    usable_device,
-)  # fmt: skip
+from rootflow.cli.common import Interrupted, WrongUse, machine, nats, print_grid, print_json, say
 from rootflow.cli.progress import watching
 from rootflow.cli.settings import as_words, merge_budget, parse
 from rootflow.data import write_table
@@ -70,8 +61,7 @@ def vi(
         raise WrongUse("TARGET is missing; give a built-in name (see --list) or MODULE:NAME")
     if form not in ("parquet", "csv", "npy", "npz"):
         raise WrongUse(f"--format {form}: choose parquet, csv, npy or npz")
-    where = usable_device(device)
-    set_threads(threads)
+    where = machine(device, threads)
     options, chosen = parse(flow, settings or [], VIConfig)
     config = merge_budget(VIConfig, chosen, minutes, steps, seed, default_minutes=3.0)
     density = find_target(target)

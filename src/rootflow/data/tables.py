@@ -257,6 +257,9 @@ def _choose(opened: Source, columns: Sequence[str] | None) -> tuple[list[int], l
             raise DataError(f"{name}: {len(present)} columns without names, but {len(columns)} are "
                             f"needed: {', '.join(columns)}")
         return list(range(len(present))), list(columns)
+    if len(set(columns)) < len(columns):
+        twice = sorted({column for column in columns if list(columns).count(column) > 1})
+        raise DataError(f"{name}: columns {', '.join(twice)} are asked for more than once")
     missing = [column for column in columns if column not in present]
     if missing:
         raise DataError(f"{name}: columns {', '.join(missing)} are missing; "
@@ -340,7 +343,8 @@ def _refuse(
         row, j, kind = min(places)
         total = infinite.count.sum() + holes.sum()
         remedy = "remove these rows or fill them"
-        remedy += ", or --missing drop or keep" if mixed is not None and kind != "infinite" else ""
+        free = mixed is not None and mixed.holes is None and kind != "infinite"
+        remedy += ", or --missing drop or keep" if free else ""
         raise DataError(f"{_where(opened, names[j], row, 0)}: {kind} (the first of {total} empty, "
                         f"NaN or infinite cells); {remedy}")
 

@@ -45,15 +45,19 @@ def confusion(table: ArrayLike) -> Figure:
     counts = np.asarray(table, dtype=float)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     k = len(percent)
-    figure, (ax,) = canvas(1, 1, 6.0)
-    ax.imshow(percent, cmap=BLUES, vmin=0, vmax=100)
+    figure, (left, right) = canvas(1, 2, 4.2)
+    left.imshow(percent, cmap=BLUES, vmin=0, vmax=100)
+    right.barh(np.arange(k), 100 - percent.diagonal(), color=DATA, alpha=0.7)
+    right.set_ylim(k - 0.5, -0.5)
     if k <= MOST_NUMBERS:
-        ax.set_xticks(range(k))
-        ax.set_yticks(range(k))
+        left.set_xticks(range(k))
+        for ax in (left, right):
+            ax.set_yticks(range(k))
         for (row, column), value in np.ndenumerate(percent):
             if counts[row, column]:
                 colour = "white" if value > 45 else INK
                 text = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-                ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
-    caption(ax, "Percent of each class", "taken for class", "class")
+                left.text(column, row, text, ha="center", va="center", fontsize=6.5, color=colour)
+    caption(left, "Percent of each class", "taken for class", "class")
+    caption(right, "Errors of each class", "percent of its images", "class")
     return figure
