@@ -35,6 +35,12 @@ def test_missing_file(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_columns_that_cannot_be_chosen(tmp_path):
+    path = write_csv(tmp_path / "good.csv", GOOD)
+    fails(1, "fit", path, *TINY, "--columns", "a,b,a", says=["columns a are asked for"])
+    fails(2, "fit", path, *TINY, "--columns", "a,,b", says=["a name is empty"])
+
+
 def test_directory_and_unknown_suffix(tmp_path):
     fails(1, "fit", tmp_path, *TINY, says=["holds no pictures"])
     (tmp_path / "x.docx").write_bytes(b"PK")

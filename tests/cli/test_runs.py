@@ -1,13 +1,14 @@
 """Using a finished run: scores, samples, comparison, and runs that are damaged or foreign."""
 
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
 import rootflow
-from cli.helpers import TINY, fails, succeeds, write_csv
+from cli.helpers import TINY, call, fails, succeeds, write_csv
 
 
 def scores(run, data, *words):
@@ -45,7 +46,18 @@ def test_score_into_a_file_and_as_json(fitted, table, tmp_path):
     assert content["schema_version"] == 1
     assert content["log_prob"] == plain.tolist()
     assert content["mean"] == pytest.approx(plain.mean())
-    fails(1, "score", fitted, table, "--out", tmp_path / "no" / "x.csv", says=["x.csv"])
+    fails(1, "score", fitted, table, "--out", tmp_path / "no" / "x.csv", says=["no/x.csv: No such"])
+
+
+def test_a_pipe_is_written_to_and_stays_one(fitted, table, tmp_path):
+    plain, pipe = scores(fitted, table), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    succeeds("score", fitted, table, "--out", pipe)
+    lines = os.read(reader, 2**16).decode().splitlines()
+    os.close(reader)
+    assert [float(line) for line in lines[1:]] == plain.tolist()
+    assert pipe.is_fifo()
 
 
 def test_a_row_out_of_all_bounds_is_scored_low(fitted, rows, tmp_path):
@@ -132,6 +144,7 @@ def test_compare(table, tmp_path):
     assert "held-out nats" in result.stdout
     assert (tmp_path / "both" / "residual" / "model.safetensors").exists()
     fails(2, "compare", table, "--flows", "residual,none", *TINY, says=["none"])
+    fails(2, "compare", table, "--flows", " ,", *TINY, says=["--flows: give names"])
     fails(1, *words, "--out", tmp_path / "both", says=["not empty"])
 
 
@@ -144,4 +157,5 @@ def test_lists():
     assert {"galaxies", "checkerboard"} <= {entry["name"] for entry in data}
     assert "checkerboard" in succeeds("data", "list").stdout
     assert succeeds("--version").stdout == f"rootflow {rootflow.__version__}\n"
+    assert "error" not in call("data").output
     fails(2, "nonsense", says=["nonsense"])

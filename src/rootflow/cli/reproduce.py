@@ -120,4 +120,5 @@ def _show(result: Result, out: Path) -> None:
     for row in result.rows:
         if row.error is not None:
             say(f"failed: {row.key}: {row.error}")
-    print(f"{result.seconds:.0f} s; pictures in {out / 'figures'}")
+    drawn = any((out / "figures").iterdir())
+    print(f"{result.seconds:.0f} s; " + (f"pictures in {out / 'figures'}" if drawn else str(out)))
