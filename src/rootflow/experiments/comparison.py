@@ -99,9 +99,7 @@ class Comparison(Settings):
 
     def budget(self, name: str) -> dict[str, Any]:
         """Seconds, steps and further settings of the fits to one set."""
-        return {
-            "seconds": self.seconds, "steps": self.steps, "clock": "processor", **self.fit
-        }  # fmt: skip
+        return {"seconds": self.seconds, "steps": self.steps, **self.fit}
 
     def variant(self, name: str, label: str) -> Variant:
         """A row of the table as it is for one set."""

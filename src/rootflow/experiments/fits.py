@@ -39,9 +39,10 @@ def learn(
 ) -> tuple[History, dict[str, Any]]:
     """Fit and save in the part's folder, going on where a stopped fit was; what it took.
 
-    ``budget``: ``seconds`` and fields of ``FitConfig``. ``given``: more that ``fit`` takes.
+    ``budget``: ``seconds``, of processor time, and fields of ``FitConfig``. ``given``: more that
+    ``fit`` takes.
     """
-    settings = dict(budget)
+    settings = {"clock": "processor", **budget}
     seconds = settings.pop("seconds")
     settings.setdefault("validate_seconds", max(seconds / 10, 0.2))
     history = job.watch(

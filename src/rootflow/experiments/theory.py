@@ -170,7 +170,7 @@ class Theory(Settings):
         rows = torch.as_tensor(read_table(self.data, max_rows=self.max_rows).values).float()
         train, validation, test = (rows[part] for part in split(len(rows), 0))
         flow = build(name, rows.shape[1], self._options(name, c), job.seed)
-        budget = {"seconds": self.seconds, "steps": self.steps, "clock": "processor"}
+        budget = {"seconds": self.seconds, "steps": self.steps}
         found = learn(flow, train, validation, budget, job.seed, job)[1]
         whiten, *blocks = flow.transform.transforms  # type: ignore[misc]
         with torch.no_grad():
