@@ -363,7 +363,9 @@ def test_certificates_hold_against_float64(name):
         (lambda: rootflow.flow("splines", 2), "choose one of "),
         (lambda: rootflow.flow("implicit", 2, width=3), "implicit has no option 'width'"),
         (lambda: rootflow.flow("implicit", 0), "at least one feature"),
+        (lambda: rootflow.flow("implicit", 2.5), "features=2.5"),
         (lambda: rootflow.flow("implicit", 2, blocks=0), "blocks=0"),
+        (lambda: rootflow.flow("implicit", 2, blocks="two"), "blocks='two' cannot be used"),
         (lambda: rootflow.flow("implicit", 2, lipschitz=1.0), "strictly between 0 and 1"),
         (lambda: rootflow.flow("implicit", 2, activation="relu"), "sin, lipswish"),
         (lambda: rootflow.flow("implicit", 2, hidden=()), "at least one positive width"),
@@ -375,6 +377,17 @@ def test_certificates_hold_against_float64(name):
 def test_wrong_use_names_what_would_be_right(call, message):
     with torch.random.fork_rng(), pytest.raises(ValueError, match=message):
         call()
+
+
+def test_one_width_is_enough_and_two_precisions_are_too_many():
+    with torch.random.fork_rng():
+        flow = rootflow.flow("maf", 2, 1, blocks=1, hidden=8)
+    assert flow.recipe["options"]["hidden"] == (8,)
+    x, c = torch.zeros(3, 2), torch.zeros(3, 1)
+    for wrong in ((x.double(), c), (x, c.double())):
+        with pytest.raises(TypeError, match="weights are"):
+            flow.log_prob(*wrong)
+    assert flow.double().log_prob(x.double(), c.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", sorted(CLOSED))

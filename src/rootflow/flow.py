@@ -53,12 +53,26 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Data ``(..., *event)`` to latent, with log_det ``(...)`` in nats."""
+        self._same_dtype(x, context)
         result: tuple[Tensor, Tensor] = self.transform(x, context)
         return result
 
     def inverse(self, z: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Latent to data, with the log_det of that direction."""
+        self._same_dtype(z, context)
         return self.transform.inverse(z, context)
+
+    def _same_dtype(self, *given: Tensor | None) -> None:
+        """Raise TypeError for an input in another precision than the weights."""
+        if torch.compiler.is_compiling():
+            return
+        own = next((p.dtype for p in self.parameters()), None)
+        for t in given:
+            if t is not None and own is not None and t.is_floating_point() and t.dtype != own:
+                raise TypeError(
+                    f"the input is {t.dtype}, the flow's weights are {own}; convert the input by "
+                    f".to({own}) or the flow by .to({t.dtype})"
+                )
 
     def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Log-density ``(...)`` in nats of x ``(..., *event)``; differentiable."""

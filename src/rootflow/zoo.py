@@ -284,6 +284,11 @@ def flow(
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"{name} has no option {unknown[0]!r}; its options are {', '.join(known)}")
+    for key, value in options.items():
+        if isinstance(known[key], tuple) and isinstance(value, int):
+            options[key] = (value,)  # one width
+        elif isinstance(known[key], int | float) and not isinstance(value, int | float):
+            raise ValueError(f"{key}={value!r} cannot be used; give a number such as {known[key]}")
     options = {**known, **options}
     base = options["base"]
     if base not in BASES:
@@ -291,10 +296,10 @@ def flow(
     if shape is not None:
         return _of_images(entry, tuple(shape), context, options)
     assert features is not None
-    if features < 1 or context < 0:
+    if features != int(features) or features < 1 or context < 0:
         raise ValueError(
             f"features={features}, context={context}: "
-            "give at least one feature, no negative context"
+            "give a whole number of at least one feature, no negative context"
         )
     recipe = {"name": name, "features": features, "context": context, "options": dict(options)}
     options.pop("base")

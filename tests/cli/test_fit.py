@@ -211,9 +211,14 @@ def test_debug_shows_the_traceback(tmp_path):
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
-def test_several_processes_need_a_common_run(table, monkeypatch):
+def test_several_processes_need_a_common_run(table, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     fails(2, "fit", table, *TINY, says=["say which run with --out"])
+    words = ("fit", table, *TINY, "--set", "batch_size=65", "--out", tmp_path / "run")
+    fails(2, *words, says=["batches of 65 rows do not divide among 2", "multiple of 2"])
+    monkeypatch.setenv("RANK", "1")
+    assert call(*words).output == ""  # the first process has said it
+    assert not (tmp_path / "run").exists()
 
 
 def test_records_go_to_a_tracker_too(table, tmp_path):

@@ -70,7 +70,8 @@ def fit(
         reading = Reading.of(columns, kinds, missing, as_is, memory)
         table = read(data, reading, config.seed, quiet)
         plan = make_plan(table, data, flow, options, config, reading)
-    with joined(where, out) as rank:
+    batch = min(plan["fit"]["batch_size"], len(table.train))
+    with joined(where, out, batch) as rank:
         if not resume:
             out = out or runs.default_path(data or "", flow)
             if rank == 0:

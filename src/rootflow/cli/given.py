@@ -24,7 +24,9 @@ Run = Annotated[Path, typer.Argument(help="Directory that `rootflow fit` wrote."
 Out = Annotated[
     Path | None, typer.Option(help="Directory of the run.  [default: a new one in runs/]")
 ]
-Minutes = Annotated[float | None, typer.Option(help="Budget of time.  [default: 5]")]
+Minutes = Annotated[
+    float | None, typer.Option(help="Budget of time.  [default: 5, without another]")
+]
 Steps = Annotated[int | None, typer.Option(help="Budget of training steps.")]
 Set = Annotated[
     list[str] | None,

@@ -41,7 +41,8 @@ def learning_curve(metrics: Sequence[Mapping[str, Any]]) -> Figure:
         padded = np.pad(loss, (window // 2, (window - 1) // 2), mode="edge")
         smooth = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=1)
         left.plot(step, loss, color=DATA, lw=0.8, alpha=0.4, label="each log line")
-        left.plot(step, smooth, color=DATA, lw=1.8, label="running median")
+        dot = "." if loss.size == 1 else None  # of which no line can be drawn
+        left.plot(step, smooth, color=DATA, lw=1.8, marker=dot, label="running median")
         left.set_ylim(*span(loss, 0.0, 0.98, pad=0.08))  # the first steps may be astronomical
         left.legend(frameon=False, fontsize=8)
     step, value = _series(metrics, "validation", "log_prob")
