@@ -36,11 +36,11 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     What is there and is no file, such as /dev/stdout, is written to as it is.
     """
-    if path.exists() and not path.is_file():
-        path.write_bytes(content)
-        return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         with temporary.open("wb") as f:
             f.write(content)
             f.flush()

@@ -136,7 +136,7 @@ def _fail(error: Exception, debug: bool) -> NoReturn:
     """Print what went wrong in one line, the traceback only if wanted, and leave."""
     code, text = 1, str(error)
     if isinstance(error, OSError):
-        text = f"{error.filename or 'a file'}: {error.strerror or error}"
+        text = f"{error.filename or 'output'}: {error.strerror or error}"
     elif isinstance(error, WrongUse):
         code = 2
     elif isinstance(error, typer.BadParameter.__bases__):  # typer's own: unknown option and so on
