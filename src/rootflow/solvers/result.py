@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -83,11 +84,12 @@ class Solution:
 def _message(s: Solution) -> str:
     missed = int((~s.converged).sum())
     worst = int(torch.where(s.converged, -1.0, s.residual.nan_to_num(torch.inf)).argmax())
+    residual = float(s.residual[worst])
+    finite = "allow more max_steps, a larger tol, or lower lipschitz"
     return (
         f"{missed:,} of {s.converged.numel():,} samples missed the tolerance in "
-        f"{int(s.steps.max())} steps "
-        f"(worst residual {float(s.residual[worst]):.1e}, sample {worst}); "
-        "allow more max_steps, a larger tol, or lower lipschitz"
+        f"{int(s.steps.max())} steps (worst residual {residual:.1e}, sample {worst}); "
+        + (finite if math.isfinite(residual) else "look for NaN or infinity in the input")
     )
 
 
