@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rootflow.inference.comparison import Estimate
+from rootflow.inference.comparison import Estimate, compare_draws
 from rootflow.inference.diagnostics import (
-    compare_draws,
     elbo,
     grid_kl,
     importance_ess,
@@ -179,41 +178,29 @@ def test_standard_error_of_the_evidence_is_right(seed):
 
 
 def gaussian(mean, sd):
-    law = torch.distributions.Normal(torch.tensor(mean).double(), torch.tensor(sd).double())
+    law = torch.distributions.Normal(torch.as_tensor(mean).double(), torch.as_tensor(sd).double())
     return lambda x: law.log_prob(x).sum(-1)
 
 
 def test_grid_kl_of_the_target_itself_is_zero():
     for name in ("energy1", "energy3", "ring", "eight-modes"):
         it = target(name)
-        found = grid_kl(lambda x, it=it: it.log_prob(x) - it.log_normaliser, it)
+        found = grid_kl(lambda u, it=it: it.unconstrained_log_prob(u) - it.log_normaliser, it)
         assert abs(found.value) < 1e-7, name
         assert found.reliable
-        json.dumps(found.to_dict(), **PLAIN)
 
 
-def test_grid_kl_is_that_of_sampling():
-    it = target("banana")
-    q = gaussian([1.0, -5.0], [12.0, 8.0])
-    found = grid_kl(q, it, box=((-90.0, 90.0), (-250.0, 60.0)), points=700)
-    x = torch.tensor([1.0, -5.0]) + torch.tensor([12.0, 8.0]) * normals(200_000, 2)
-    ratio = q(x) - it.log_prob(x)
-    assert abs(found.value - float(ratio.mean())) < 5 * float(ratio.std()) / math.sqrt(len(x))
+@pytest.mark.parametrize(
+    ("name", "mean", "sd"), [("banana", [1.0, -30.0], [9.0, 6.0]), ("energy4", [0, -1], [2, 0.8])]
+)
+def test_grid_kl_is_that_of_sampling(name, mean, sd):
+    it, mean, sd = target(name), torch.tensor(mean), torch.tensor(sd)
+    q = gaussian(mean, sd)
+    found = grid_kl(q, it, points=700)
+    u = mean + sd * normals(200_000, 2)
+    ratio = q(u) - it.unconstrained_log_prob(u) + it.log_normaliser
+    assert abs(found.value - float(ratio.mean())) < 5 * float(ratio.std()) / math.sqrt(len(u))
     assert found.reliable
-
-
-def test_grid_kl_in_unconstrained_space_is_the_same():
-    it = target("energy4")
-    q = gaussian([0.3, -0.5], [2.0, 1.0])
-
-    def constrained(x):
-        u = it.unconstrain(x)
-        return q(u) - it.constrain(u)[1]
-
-    inside = grid_kl(constrained, it, box=((-16.0, 16.0), (-7.0, 7.0)))
-    outside = grid_kl(q, it, box=((-16.0, 16.0), (-7.0, 7.0)), unconstrained=True)
-    assert inside.value == pytest.approx(outside.value, abs=1e-6)
-    assert outside.reliable
 
 
 def test_grid_kl_says_when_the_grid_is_not_enough():
@@ -222,7 +209,7 @@ def test_grid_kl_says_when_the_grid_is_not_enough():
     assert not grid_kl(gaussian([0.0, 0.0], [0.01, 1.0]), it).reliable
     with pytest.raises(ValueError, match="normaliser"):
         grid_kl(gaussian([0.0], [1.0]), target("blr"))
-    with pytest.raises(ValueError, match="give box="):
+    with pytest.raises(ValueError, match="bounds in two"):
         grid_kl(gaussian([0.0], [1.0]), target("funnel"))
     with pytest.raises(ValueError, match="points must be even"):
         grid_kl(gaussian([0.0], [1.0]), it, points=17)
@@ -255,7 +242,6 @@ def test_a_missed_mode_is_never_good_with_reference_draws():
     assert found.mmd2 > 0.05
     assert found.p_value < 0.005
     json.dumps(found.to_dict(), **PLAIN)
-    assert judged.to_dict() == {"level": judged.level, "line": str(judged)}
 
 
 def test_the_order_of_the_rows_does_not_matter():
@@ -284,7 +270,6 @@ def test_right_draws_are_good(seed):
     )  # fmt: skip
     judged = verdict(psis(torch.zeros(2000)), found)
     assert judged.level == "good", judged
-    assert found.sliced_wasserstein < 2 * found.sliced_wasserstein_null
     assert found.uncovered < 0.01
     assert found.reference_draws == 10_000
     assert "10,000 reference draws" in judged.line
@@ -301,21 +286,6 @@ def test_small_errors_need_weights_and_large_ones_are_wrong():
     assert levels == ["good", usable, usable, wrong, wrong]
 
 
-def test_weighted_draws_are_judged_by_their_weights():
-    y = normals(20_000, 2, 1)
-    x = 1.3 * normals(20_000, 2, 2) + 0.3
-    log_weights = gaussian([0.0, 0.0], [1.0, 1.0])(x) - gaussian([0.3, 0.3], [1.3, 1.3])(x)
-    raw, weighted = compare_draws(x, y), compare_draws(x, y, log_weights=log_weights)
-    assert raw.level()[0] == 1
-    assert weighted.level()[0] == 0
-    assert weighted.p_value is None
-    for p in weighted.parameters:
-        assert abs(p.shift) < 5 * p.shift_se
-        assert abs(p.sd_ratio - 1) < 5 * p.sd_ratio_se
-        assert p.shift_se < 0.02
-    json.dumps(weighted.to_dict(), **PLAIN)
-
-
 def test_standard_errors_of_a_comparison_are_right():
     found = [
         compare_draws(normals(500, 1, 2 * s), normals(1000, 1, 2 * s + 1), permutations=1, most=9)
@@ -329,13 +299,11 @@ def test_standard_errors_of_a_comparison_are_right():
 
 def test_p_values_are_uniform_if_both_sets_are_alike():
     found = [
-        compare_draws(normals(100, 2, 2 * s), normals(150, 2, 2 * s + 1), permutations=39,
-                      directions=8, seed=s)
+        compare_draws(normals(100, 2, 2 * s), normals(150, 2, 2 * s + 1), permutations=39, seed=s)
         for s in range(200)
-    ]  # fmt: skip
-    for name in ("p_value", "wasserstein_p_value"):
-        values = torch.tensor([getattr(c, name) for c in found])
-        assert abs(float((values <= 0.25).double().mean()) - 0.25) < 5 * math.sqrt(0.1875 / 200)
+    ]
+    values = torch.tensor([c.p_value for c in found])
+    assert abs(float((values <= 0.25).double().mean()) - 0.25) < 5 * math.sqrt(0.1875 / 200)
     mmd2 = torch.tensor([c.mmd2 for c in found])
     assert abs(float(mmd2.mean())) < 5 * float(mmd2.std()) / math.sqrt(200)
     assert (mmd2 < 0).any(), "an unbiased estimate of zero is negative at times"
@@ -343,7 +311,7 @@ def test_p_values_are_uniform_if_both_sets_are_alike():
 
 def test_two_sample_distances_by_hand():
     x, y = normals(60, 3, 1), normals(45, 3, 2) + 0.5
-    found = compare_draws(x, y, permutations=5, directions=2000)
+    found = compare_draws(x, y, permutations=5)
     a, b = x / y.std(0), y / y.std(0)
     kernel = torch.exp(
         -(torch.cdist(torch.cat([a, b]), torch.cat([a, b])) ** 2) / (2 * found.scale**2)
@@ -351,8 +319,6 @@ def test_two_sample_distances_by_hand():
     first, second, across = kernel[:60, :60], kernel[60:, 60:], kernel[:60, 60:]
     expected = (first.sum() - 60) / (60 * 59) + (second.sum() - 45) / (45 * 44) - 2 * across.mean()
     assert found.mmd2 == pytest.approx(float(expected), rel=1e-9)
-    shift = compare_draws(y[:, :1] + 2 * y[:, :1].std(), y[:, :1], permutations=1)
-    assert shift.sliced_wasserstein == pytest.approx(2)
     assert compare_draws(x, y, seed=3) == compare_draws(x, y, seed=3)
     assert compare_draws(x, y, seed=3) != compare_draws(x, y, seed=4)
 
@@ -365,7 +331,6 @@ def test_two_sample_distances_by_hand():
         ({"draws": torch.full((5, 2), math.nan)}, "draws holds NaN"),
         ({"reference": torch.zeros(5, 2)}, "column of reference is constant"),
         ({"names": ["a"]}, "1 names for 2 columns"),
-        ({"log_weights": torch.zeros(3)}, "log_weights must be"),
     ],
 )
 def test_bad_draws_are_named(change, message):

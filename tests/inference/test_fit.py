@@ -1,6 +1,7 @@
 """Fits: exact answers, objectives, budgets, skipped draws, failures that keep the best state."""
 
 import math
+import sys
 from itertools import pairwise
 
 import pytest
@@ -10,9 +11,10 @@ from torch.distributions import constraints
 import rootflow
 from inference.helpers import COVARIANCE, LOG_Z, MEAN, TINY, bent, gaussian, gaussian_target
 from rootflow.inference import Target, TargetError, VIConfig, fit, reference
+from rootflow.inference import target as builtin
 from rootflow.inference.examine import examine
 from rootflow.inference.fit import Trace, _Fitter, _place, _prepare
-from rootflow.inference.gaussian import fit_gaussian
+from rootflow.inference.gaussian import Gaussian, cover, fit_gaussian
 from rootflow.inference.objectives import loss
 from rootflow.transforms import ActNorm, Compose, Standardise
 
@@ -64,21 +66,37 @@ def two_modes(x):
 
 
 @pytest.mark.parametrize(
-    ("density", "settings", "share"),
+    ("density", "features", "settings", "share"),
     [
-        (two_modes, {}, 0.25),
-        (two_modes, {"anneal": 0.1}, 0.1),
-        (two_modes, {"objective": "iw"}, 0.0),
-        (gaussian, {}, 0.0),
+        (two_modes, 5, {}, 0.25),
+        (two_modes, 2, {}, 0.0),
+        (two_modes, 2, {"anneal": 0.1}, 0.1),
+        (two_modes, 5, {"objective": "iw"}, 0.0),
+        (gaussian, 2, {}, 0.0),
     ],
 )
-def test_annealing_is_for_targets_that_are_far_from_a_gaussian(density, settings, share):
-    trace = fit(Target(density, 2), **TINY, steps=2, **settings).trace
+def test_annealing_is_for_targets_that_are_far_from_a_gaussian(density, features, settings, share):
+    trace = fit(Target(density, features), **TINY, steps=2, **settings).trace
     assert trace.anneal == share
     assert trace.gaussian_modes == (2 if density is two_modes else 1)
     assert trace.records[0]["beta"] == (0.01 if share else 1)
-    poor = density is two_modes and "objective" not in settings
-    assert trace.gradient == ("log-variance" if poor else "path")
+    few = density is two_modes and features == 2
+    assert trace.gradient == ("log-variance" if few else "path")
+
+
+def test_the_log_variance_follows_a_quarter_of_path_gradients(monkeypatch):
+    seen, module = [], sys.modules["rootflow.inference.fit"]
+
+    def noted(flow, target, config, *rest):
+        seen.append(config.gradient)
+        return loss(flow, target, config, *rest)
+
+    monkeypatch.setattr(module, "loss", noted)
+    fit(Target(two_modes, 2), **TINY, steps=8)
+    assert seen == ["path"] * 2 + ["log-variance"] * 6
+    seen.clear()
+    fit(Target(two_modes, 2), **TINY, steps=2, gradient="log-variance")
+    assert seen == ["log-variance"] * 2
 
 
 def test_both_of_two_far_modes_are_found():
@@ -133,6 +151,25 @@ def test_gradients_have_the_same_mean(objective, pair):
     assert float(gap.max()) < 5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_poor_gaussian_is_replaced_by_one_that_covers_the_target(seed):
+    """energy2: a window of length 8 mapped to a logistic variable, and a sine with noise 0.4."""
+    target = builtin("energy2")
+    eye = torch.eye(2, dtype=torch.float64)
+    narrow = Gaussian(0 * eye[0], eye / 4, -1.0)
+    found = cover(target, narrow, torch.Generator().manual_seed(seed))
+    exact = torch.tensor([math.pi**2 / 3, 0.5 + 0.4**2], dtype=torch.float64)
+    torch.testing.assert_close(found.covariance.diag(), exact, rtol=0.2, atol=0)
+    assert bool((found.mean.abs() < 0.2 * exact.sqrt()).all())
+    trace = Trace()
+    flow = _prepare("nsf-coupling", {"blocks": 1}, target, seed)
+    config = VIConfig(steps=1)
+    assert _place(flow, target, eye, None, config, torch.Generator(), trace, None)
+    placed = next(m for m in flow.modules() if isinstance(m, Standardise))
+    spread = placed.to_data(torch.eye(2) - torch.eye(2).flip(0), None)[0].diff(dim=0)
+    assert float(spread.abs().max()) > 3
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -151,8 +188,8 @@ def test_every_objective_improves_on_the_gaussian(settings):
     posterior = fit(Target(bent, 2), **QUICK, steps=100, **settings)
     best = posterior.elbo.value
     # the best Gaussian reaches -0.6, the exact answer is 0; the bound of K draws asks for less
-    assert best > (-0.55 if "objective" in settings else -0.3)
-    assert posterior.log_evidence.value == pytest.approx(0, abs=0.2)
+    assert best > (-0.55 if "objective" in settings else -0.5)
+    assert posterior.log_evidence.value == pytest.approx(0, abs=0.25)
 
 
 def test_reference_draws_serve_the_forward_kl():
@@ -280,7 +317,7 @@ def test_a_failure_on_the_way_keeps_the_best_state(fate, words):
     assert posterior.trace.steps > 0
     assert not posterior.flow.training
     density.good = 10**9
-    assert posterior.elbo.value > -0.9
+    assert posterior.elbo.value > posterior.trace.records[0]["elbo"] - 0.1
 
 
 def test_bad_draws_are_left_out_and_counted():
@@ -331,7 +368,7 @@ def test_constrained_parameters_get_their_exact_moments():
     assert posterior.log_evidence.value == pytest.approx(math.log(1 / 2 / 12), abs=0.02)
     x = posterior.draws
     assert x.mean(0).tolist() == pytest.approx([0.5, 0.6], abs=0.02)
-    assert x.std(0).tolist() == pytest.approx([0.5, 0.2], abs=0.03)
+    assert x.std(0).tolist() == pytest.approx([0.5, 0.2], abs=0.05)
 
 
 def test_float32_and_float64_flows():

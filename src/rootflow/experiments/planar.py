@@ -105,7 +105,7 @@ class PlanarInference(Settings):
         assert best is not None
         best.save(job.folder)
         flow = best._exact()
-        exact = grid_kl(flow.log_prob, target, points=self.points, unconstrained=True)
+        exact = grid_kl(flow.log_prob, target, points=self.points)
         if not math.isfinite(exact.value):
             raise ArithmeticError("the flow's density is not finite on the grid")
         extent = _extent(self.targets[target_name])

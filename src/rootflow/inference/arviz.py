@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["to_arviz"]
 
 
-def to_arviz(posterior: Posterior, *, resample: bool) -> Any:
+def to_arviz(posterior: Posterior) -> Any:
     """One chain of draws with their log q, unnormalised log target and smoothed log weight.
 
-    With ``resample`` the draws are importance-resampled and carry no statistics of their own.
     Raises ModuleNotFoundError without ArviZ.
     """
     try:
@@ -27,27 +26,24 @@ def to_arviz(posterior: Posterior, *, resample: bool) -> Any:
         raise ModuleNotFoundError(
             "to_arviz needs ArviZ; install it with: pip install 'rootflow[arviz]'"
         ) from None
-
-    target = posterior.target
-    if resample:
-        x = posterior.sample(posterior.size, resample=True, seed=posterior.seed)
-        stats: dict[str, Tensor] = {}
-    else:
-        x = posterior.draws
-        stats = posterior.statistics()
-    if target.by_name:
-        groups = target.split(x)
-    else:
-        groups = {name: x[:, k] for k, name in enumerate(target.columns)}
-    data: dict[str, Any] = {"posterior": {name: _chain(value) for name, value in groups.items()}}
-    if stats:
-        data["sample_stats"] = {name: _chain(value) for name, value in stats.items()}
-    attrs = _attributes(posterior, resample)
+    target, own = posterior.target, posterior._own()
+    named = dict(zip(target.columns, own.x.T, strict=True))
+    groups = {
+        "posterior": target.split(own.x) if target.by_name else named,
+        "sample_stats": {
+            "log_q": own.log_q, "lp": own.log_p, "log_weight": posterior.log_weights
+        },
+    }  # fmt: skip
+    data: dict[str, Any] = {
+        group: {name: _chain(value) for name, value in values.items()}
+        for group, values in groups.items()
+    }
+    attrs = _attributes(posterior)
     # Up to 0.x groups are arguments and the result is InferenceData; from 1 on there is no such
     # class, and from_dict takes one dictionary of groups.
     if hasattr(arviz, "InferenceData"):
-        own: Any = {f"{group}_attrs": attrs for group in data}
-        return arviz.from_dict(**data, **own)
+        notes: Any = {f"{group}_attrs": attrs for group in data}
+        return arviz.from_dict(**data, **notes)
     return arviz.from_dict(data, attrs=dict.fromkeys(data, attrs))
 
 
@@ -56,23 +52,20 @@ def _chain(value: Tensor) -> Any:
     return value.detach().cpu().numpy()[None]
 
 
-def _attributes(posterior: Posterior, resample: bool) -> dict[str, Any]:
-    smoothed, elbo = posterior.smoothed, posterior.elbo
-    evidence = posterior.log_evidence
+def _attributes(posterior: Posterior) -> dict[str, Any]:
     try:
         own = version("rootflow")
-    except PackageNotFoundError:
+    except PackageNotFoundError:  # a source tree on the path, not installed
         own = "unknown"
+    elbo, evidence = posterior.elbo, posterior.log_evidence
     return {
-        "inference_library": "rootflow",
-        "inference_library_version": own,
+        "inference_library": "rootflow", "inference_library_version": own,
         "torch_version": str(torch.__version__),
-        "method": f"variational inference, {posterior.config.objective}"
-        + (", importance resampled" if resample else ""),
+        "method": f"variational inference, {posterior.config.objective}",
         "target": posterior.target.name,
         "elbo": elbo.value, "elbo_mcse": elbo.se,
         "log_evidence": evidence.value, "log_evidence_mcse": evidence.se,
-        "khat": smoothed.khat, "khat_threshold": smoothed.threshold,
+        "khat": posterior.khat, "khat_threshold": posterior.smoothed.threshold,
         "is_ess": posterior.ess,
         "seed": posterior.seed,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),

@@ -52,11 +52,9 @@ class ParameterError:
 class Comparison:
     """Draws of q against reference draws.
 
-    ``sliced_wasserstein``: mean over seeded directions of the distance W1 between projections, in
-    reference sds; ``sliced_wasserstein_null`` is its mean if both sets had one distribution.
     ``mmd2``: unbiased squared maximum mean discrepancy, Gaussian kernel with bandwidth ``scale``
-    (median distance of the pooled draws, in reference sds); may be negative. ``p_value`` and
-    ``wasserstein_p_value`` by the same permutations. Both tests are None for weighted draws.
+    (median distance of the pooled draws, in reference sds); may be negative. ``p_value``: its place
+    among those of ``permutations`` of the pooled draws.
     ``log_q_on_reference``: mean log q over the reference draws: the cross entropy, negated.
     ``uncovered``: share of reference draws whose log q lies below the 0.1 % quantile of log q at
     q's own draws: about 0.001 if q is right, the mass of the regions that q misses otherwise.
@@ -65,12 +63,9 @@ class Comparison:
     parameters: tuple[ParameterError, ...]
     draws: int
     reference_draws: int
-    sliced_wasserstein: float | None
-    sliced_wasserstein_null: float | None
-    wasserstein_p_value: float | None
-    mmd2: float | None
-    p_value: float | None
-    scale: float | None
+    mmd2: float
+    p_value: float
+    scale: float
     permutations: int
     seed: int
     log_q_on_reference: Estimate | None = None
@@ -101,11 +96,10 @@ class Comparison:
         words = [
             f"against {self.reference_draws:,} reference draws the worst mean is off by "
             f"{abs(shift.shift):.2f} sd ({shift.name}), the worst sd by a factor "
-            f"{ratio.sd_ratio:.2f} ({ratio.name})"
+            f"{ratio.sd_ratio:.2f} ({ratio.name})",
+            f"two-sample p-value {self.p_value:.3f}",
         ]
-        if self.p_value is not None:
-            words.append(f"two-sample p-value {self.p_value:.3f}")
-            level = max(level, 1 if self.p_value < GOOD_P else 0)
+        level = max(level, 1 if self.p_value < GOOD_P else 0)
         if self.uncovered is not None:
             noise = 2 * math.sqrt(UNCOVERED_LEVEL / self.reference_draws)
             missed = self.uncovered > WRONG_UNCOVERED + noise
@@ -131,19 +125,11 @@ def log_size(ratio: float) -> float:
     return abs(math.log(ratio)) if ratio > 0 else math.inf
 
 
-def moments(x: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean, its standard error, sd, its standard error, each ``(d,)``, of rows ``(n, d)``."""
-    n = len(x)
-    w = x.new_full((n,), 1 / n) if log_weights is None else log_weights.softmax(0).to(x)
-    share = float(w.square().sum())  # 1 / effective sample size
-    w = w.unsqueeze(-1)
-    mean = (w * x).sum(0)
-    off = x - mean
-    variance = (w * off.square()).sum(0) / (1 - share)
-    sd = variance.sqrt()
-    mean_se = (w * off).square().sum(0).sqrt() / math.sqrt(1 - share)
-    variance_se = (w * (off.square() - variance)).square().sum(0).sqrt()
-    return mean, mean_se, sd, variance_se / (2 * sd).clamp(min=1e-300)
+    n, mean, sd = len(x), x.mean(0), x.std(0)
+    noise = (x - mean).square().std(0) / math.sqrt(n)  # of the variance
+    return mean, sd / math.sqrt(n), sd, noise / (2 * sd).clamp(min=1e-300)
 
 
 def rows(x: Tensor, name: str, features: int | None = None) -> Tensor:
@@ -160,7 +146,6 @@ def compare_draws(
     reference: Tensor,
     names: Sequence[str] | None = None,
     *,
-    log_weights: Tensor | None = None,
     means: Tensor | None = None,
     sds: Tensor | None = None,
     count: int | None = None,
@@ -168,26 +153,22 @@ def compare_draws(
     log_q_reference: Tensor | None = None,
     seed: int = 0,
     permutations: int = 200,
-    directions: int = 64,
     most: int = 1000,
 ) -> Comparison:
     """Compare independent draws ``(n, d)`` of q with reference draws ``(m, d)`` of the target.
 
-    Give ``log_weights`` ``(n,)`` to judge the importance-weighted draws; the tests are then left
-    out, since weighted or resampled draws break the permutations. ``means``, ``sds`` ``(d,)`` and
-    ``count``: moments known from more draws than are at hand. ``log_q_draws`` ``(n,)`` and
-    ``log_q_reference`` ``(m,)``: log q at both sets, for coverage. The tests use ``most``
-    draws of each set, chosen by ``seed``; time grows with the square of their number.
+    ``means``, ``sds`` ``(d,)`` and ``count``: moments known from more draws than are at hand.
+    ``log_q_draws`` ``(n,)`` and ``log_q_reference`` ``(m,)``: log q at both sets, for coverage. The
+    test uses ``most`` draws of each set, chosen by ``seed``; time grows with the square of their
+    number. Resampled draws repeat themselves, which breaks the permutations: give independent ones.
     Raises: ValueError for wrong shapes, non-finite draws or a constant reference.
     """
     x, y = rows(draws, "draws"), rows(reference, "reference", draws.shape[-1])
     names = [f"x[{i + 1}]" for i in range(x.shape[1])] if names is None else list(names)
     if len(names) != x.shape[1]:
         raise ValueError(f"compare_draws: {len(names)} names for {x.shape[1]} columns")
-    if log_weights is not None and log_weights.shape != x.shape[:1]:
-        raise ValueError(f"compare_draws: log_weights must be ({len(x)},)")
-    mean_q, mean_q_se, sd_q, sd_q_se = moments(x, log_weights)
-    mean, mean_se, sd, sd_se = moments(y, None)
+    mean_q, mean_q_se, sd_q, sd_q_se = moments(x)
+    mean, mean_se, sd, sd_se = moments(y)
     if not (sd > 0).all():
         raise ValueError("compare_draws: a column of reference is constant")
     shrink = math.sqrt(len(y) / count) if count else 1.0  # more draws than are at hand
@@ -204,17 +185,12 @@ def compare_draws(
         ParameterError(name, *(float(value) for value in values))
         for name, *values in zip(names, *columns, strict=True)
     )
-    distance = null = wasserstein_p = mmd2 = p = scale = None
-    if log_weights is None:
-        generator = torch.Generator().manual_seed(seed)
-        pooled = torch.cat([chosen(x, most, generator), chosen(y, most, generator)]) / sd
-        first = min(len(x), most)
-        groups = shuffled_groups(first, len(pooled) - first, permutations, generator)
-        slices = sliced_wasserstein(pooled, groups, directions, generator)
-        mmds, scale = kernel_discrepancies(pooled, groups)
-        distance, null = float(slices[0]), float(slices[1:].mean())
-        mmd2 = float(mmds[0])
-        wasserstein_p, p = (float((v >= v[0]).double().mean()) for v in (slices, mmds))
+    generator = torch.Generator().manual_seed(seed)
+    pooled = torch.cat([chosen(x, most, generator), chosen(y, most, generator)]) / sd
+    first = min(len(x), most)
+    groups = shuffled_groups(first, len(pooled) - first, permutations, generator)
+    mmds, scale = kernel_discrepancies(pooled, groups)
+    p = float((mmds >= mmds[0]).double().mean())
     log_q = None if log_q_reference is None else log_q_reference.detach().double()
     uncovered = None
     if log_q is not None and log_q_draws is not None:
@@ -225,8 +201,8 @@ def compare_draws(
         error = float(log_q.std()) / math.sqrt(len(log_q))
         over_reference = Estimate(float(log_q.mean()), error, len(log_q))
     return Comparison(
-        parameters, len(x), count or len(y), distance, null, wasserstein_p, mmd2, p, scale,
-        permutations, seed, over_reference, uncovered,
+        parameters, len(x), count or len(y), float(mmds[0]), p, scale, permutations, seed,
+        over_reference, uncovered,
     )  # fmt: skip
 
 
@@ -240,25 +216,6 @@ def shuffled_groups(n: int, m: int, permutations: int, generator: torch.Generato
     truth = torch.cat([torch.ones(n, dtype=torch.float64), torch.zeros(m, dtype=torch.float64)])
     shuffles = [truth[torch.randperm(n + m, generator=generator)] for _ in range(permutations)]
     return torch.stack([truth, *shuffles])
-
-
-def sliced_wasserstein(
-    pooled: Tensor, groups: Tensor, directions: int, generator: torch.Generator
-) -> Tensor:
-    """Mean W1 distance of the projections of both groups, for each grouping, ``(groupings,)``.
-
-    W1 on a line is the area between the two distribution functions, so each direction is sorted
-    once for all groupings.
-    """
-    n = groups[0].sum()
-    step = groups / n - (1 - groups) / (groups.shape[1] - n)
-    way = torch.empty(directions, pooled.shape[1], dtype=pooled.dtype).normal_(generator=generator)
-    way = way / way.norm(dim=-1, keepdim=True)
-    total = torch.zeros_like(groups[:, 0])
-    for line in way @ pooled.T:
-        ordered, place = line.sort()
-        total += step[:, place].cumsum(1)[:, :-1].abs() @ ordered.diff()
-    return total / directions
 
 
 def kernel_discrepancies(pooled: Tensor, groups: Tensor, chunk: int = 256) -> tuple[Tensor, float]:

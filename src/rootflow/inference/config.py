@@ -20,13 +20,14 @@ class VIConfig(BaseModel):
     or "forward-kl" (with reference draws if given, else self-normalised importance weights).
     ``gradient``: "path" leaves out the score term, whose mean is zero; for "iw" it is the doubly
     reparameterised one; "log-variance" is that of half the variance of log p - log q, for "elbo"
-    only; "plain" is the derivative of the estimate itself; by default "log-variance" for up to four
-    unconstrained parameters where the Gaussian stage finds several modes or a poor match, else
-    "path". ``draws``: points in a step, half of them with latents ``stretch`` times as wide unless
-    the gradient is "plain" or the objective not "elbo", so that tails are learned too. ``anneal``:
-    share of the budget over which the target's logarithm is multiplied by 0.01 rising to 1; by
-    default a quarter where the objective is "elbo" and the Gaussian stage finds several modes or a
-    poor match, else 0. ``gaussian``: place the flow by that stage.
+    only; "plain" is the derivative of the estimate itself. By default "path"; for up to four
+    unconstrained parameters, where the Gaussian stage finds several modes or a poor match, only in
+    the first quarter of the budget, then "log-variance". ``draws``: points in a step, half of them
+    with latents ``stretch`` times as wide unless the gradient is "plain" or the objective not
+    "elbo", so that tails are learned too. ``anneal``: share of the budget over which the target's
+    logarithm is multiplied by 0.01 rising to 1; by default a quarter for "elbo" and more than four
+    parameters where that stage finds several modes or a poor match, else 0. ``gaussian``: place the
+    flow by that stage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .comparison import Comparison, Estimate, compare_draws, finite_or_none
-from .known import Box, KnownTarget, grid
+from .comparison import Comparison, Estimate, finite_or_none
+from .known import KnownTarget, grid
 
 __all__ = [
-    "Comparison",
-    "Estimate",
     "GridKL",
     "Smoothed",
     "Verdict",
-    "compare_draws",
     "elbo",
     "grid_kl",
     "importance_ess",
@@ -207,48 +204,27 @@ class GridKL:
     points: int
     reliable: bool
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: finite_or_none(value) for name, value in vars(self).items()}
-
 
 @torch.no_grad()
 def grid_kl(
-    log_q: Callable[[Tensor], Tensor],
-    target: KnownTarget,
-    *,
-    points: int = 512,
-    box: Box | None = None,
-    unconstrained: bool = False,
-    dtype: torch.dtype = torch.float64,
-    chunk: int = 16384,
+    log_q: Callable[[Tensor], Tensor], target: KnownTarget, *, points: int = 512
 ) -> GridKL:
     """Exact KL(q || p) of a two-dimensional q against a built-in target, without sampling noise.
 
-    The grid, ``points`` per axis, lies in the target's unconstrained space, where densities are
-    smooth and the rectangle rule converges faster than any power of the step. ``log_q`` maps
-    ``(n, 2)`` to ``(n,)`` nats, in the target's own units, or, with ``unconstrained=True``, as a
-    density of the unconstrained values. ``box`` replaces the target's bounds of that grid;
-    ``dtype`` is what ``log_q`` gets.
-    Raises: ValueError for a target without normaliser or bounds.
+    ``log_q`` maps unconstrained values ``(n, 2)``, float64, to the log of their density ``(n,)``;
+    of these the grid has ``points`` per axis, since there densities are smooth and the rectangle
+    rule converges faster than any power of the step.
+    Raises: ValueError for a target without normaliser or bounds, and for odd or few points.
     """
-    if target.log_normaliser is None:
-        raise ValueError("grid_kl: this target's log_normaliser is not known")
-    bounds = box or target.box
-    if bounds is None:
-        raise ValueError("grid_kl: give box=((low, high), (low, high)); this target has none")
+    if target.log_normaliser is None or target.box is None:
+        raise ValueError(f"grid_kl: {target.name} has no normaliser and bounds in two columns")
     if points < 8 or points % 2:
         raise ValueError(f"grid_kl: points must be even and at least 8, got {points}")
-    nodes, area = grid(bounds, points)
-    at_q, at_p = [], []
-    for u in torch.split(nodes, chunk):
-        if unconstrained:
-            log_density = log_q(u.to(dtype)).double()
-        else:
-            x, log_slope = target.constrain(u)
-            log_density = log_q(x.to(dtype)).double() + log_slope
-        at_q.append(log_density)
-        at_p.append(target.unconstrained_log_prob(u).double() - target.log_normaliser)
-    q, p = (torch.cat(parts).view(points, points) for parts in (at_q, at_p))
+    nodes, area = grid(target.box, points)
+    parts = torch.split(nodes, 16384)
+    at_q = torch.cat([log_q(u).double() for u in parts])
+    at_p = torch.cat([target.unconstrained_log_prob(u) for u in parts]) - target.log_normaliser
+    q, p = at_q.view(points, points), at_p.view(points, points)
     density = q.exp()
     terms = torch.where(density > 0, density * (q - p), 0.0)  # 0 log 0 = 0
     value = float(terms.sum()) * area
@@ -267,9 +243,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return self.line
-
-    def to_dict(self) -> dict[str, str]:
-        return {"level": self.level, "line": self.line}
 
 
 LEVELS = ("good", "usable with importance weights", "do not trust")

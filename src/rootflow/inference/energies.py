@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .known import KnownTarget, grid
+from .known import KnownTarget
 
-__all__ = ["ENERGIES", "grid_log_normaliser", "mixture"]
+__all__ = ["ENERGIES", "mixture"]
 
 LOG_2PI = math.log(2 * math.pi)
 WINDOW = 4.0  # z1 of energy2, energy3 and energy4 lies between -WINDOW and WINDOW
@@ -236,19 +236,3 @@ _ALL = (energy1, energy2, energy3, energy4, ring, banana, funnel, two_modes, eig
 ENERGIES: dict[str, Callable[[], KnownTarget]] = {
     make.__name__.replace("_", "-"): make for make in _ALL
 }
-
-
-@torch.no_grad()
-def grid_log_normaliser(target: KnownTarget, points: int = 1024) -> float:
-    """Log of the integral of a two-dimensional target over its box, by the rectangle rule, nats.
-
-    On densities that are smooth and vanish at the bounds, as here, the rule converges faster than
-    any power of the step; the stored constants come from this function.
-    Raises: ValueError for a target without a box.
-    """
-    if target.box is None:
-        raise ValueError(f"grid_log_normaliser: {target.name} has no two-dimensional box")
-    nodes, area = grid(target.box, points)
-    parts = torch.split(nodes, 65536)
-    values = torch.cat([target.unconstrained_log_prob(part) for part in parts])
-    return float(values.logsumexp(0)) + math.log(area)

@@ -20,7 +20,7 @@ from ..transforms import ActNorm, Standardise
 from ..zoo import flow as build_flow
 from .config import VIConfig
 from .examine import examine, require_proper
-from .gaussian import fit_gaussian
+from .gaussian import cover, fit_gaussian
 from .objectives import Loss, forward_rows, loss
 from .posterior import Posterior
 from .target import Target, TargetError, as_target
@@ -30,9 +30,10 @@ __all__ = ["Trace", "fit"]
 Record = dict[str, Any]
 
 LEAST_BETA = 0.01
+POOR, POOR_COVER = 0.4, 0.5  # of a Gaussian's draws left by importance weights: below, anneal
 GAUSSIAN_SHARE = 0.2  # of the minutes, at most
-POOR_SHARE = 0.4  # of the Gaussian's draws left by importance weights: below, anneal
 ANNEAL = 0.25  # of the budget
+APPROACH = 0.25  # of the budget: path gradients before those of the log-variance
 FEW = 4  # unconstrained parameters up to which the log-variance gradient is not too noisy
 COOLING = 0.25  # of the time so far: what the learning rate gets to fall to zero after a plateau
 EXACT = 1e-6  # variance of log p - log q below which nothing is left to gain
@@ -79,6 +80,8 @@ class _Fitter(Stepper):
     ) -> None:
         self.flow, self.target, self.config, self.rows = flow, target, config, rows
         self.trace = trace
+        start = "path" if config.gradient is None else config.gradient
+        self.gradients = start, trace.gradient  # before and after the approach
         learned: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
         if not learned:
             raise ValueError("flow has no parameters to fit")
@@ -104,7 +107,8 @@ class _Fitter(Stepper):
             if self.rows is not None:
                 found = forward_rows(self.flow, self.rows, c.draws, self.generator)
             else:
-                found = loss(self.flow, self.target, c, self.beta(progress), self.generator)
+                now = c.model_copy(update={"gradient": self.gradients[progress >= APPROACH]})
+                found = loss(self.flow, self.target, now, self.beta(progress), self.generator)
             trace.draws += c.draws
             trace.bad_draws += c.draws if found is None else found.bad
             if found is None or found.bad > c.draws / 2 or not math.isfinite(found.bound):
@@ -265,18 +269,15 @@ def fit(
     rows = None
     if reference is not None:
         rows = target.unconstrain(reference.to(device, torch.float64))
-    _place(ready, target, starts, rows, config, generator, trace, should_stop)
-    poor = config.objective == "elbo" and trace.gaussian_share is not None and (
-        trace.gaussian_modes > 1 or trace.gaussian_share < POOR_SHARE
-    )
-    trace.anneal = config.anneal if config.anneal is not None else ANNEAL if poor else 0.0
-    few = poor and target.free_features <= FEW
+    poor = _place(ready, target, starts, rows, config, generator, trace, should_stop)
+    few = poor and target.free_features <= FEW  # q covers the target: nothing to find by annealing
+    by_default = ANNEAL if poor and not few else 0.0
+    trace.anneal = by_default if config.anneal is None else config.anneal
     trace.gradient = config.gradient or ("log-variance" if few else "path")
     trace.gaussian_seconds = time.monotonic() - begin
     if rows is not None:
         rows = rows.to(next(ready.parameters()).dtype)
-    chosen = config.model_copy(update={"gradient": trace.gradient})
-    fitter = _Fitter(ready, target, chosen, rows, trace)
+    fitter = _Fitter(ready, target, config, rows, trace)
     posterior = Posterior(target, ready, trace, config)
     try:
         _loop(fitter, config, trace, begin, on_record, should_stop)
@@ -292,24 +293,33 @@ def fit(
 def _place(
     flow: Flow, target: Target, starts: Tensor, rows: Tensor | None, config: VIConfig,
     generator: torch.Generator, trace: Trace, should_stop: Callable[[], bool] | None,
-) -> None:
-    """Set the flow's fixed first map from a Gaussian stage, or from reference rows."""
+) -> bool:
+    """Set the flow's fixed first map from a Gaussian stage, or from reference rows.
+
+    Returns whether the fit is one by ELBO from a poor Gaussian.
+    """
     first = next((m for m in flow.modules() if isinstance(m, Standardise)), None)
     if first is None or bool(first.known) or not config.gaussian:
-        return
+        return False
     if rows is not None:
         first.set(rows, whiten=True)
-        return
+        return False
     seconds = math.inf if config.minutes is None else GAUSSIAN_SHARE * 60 * config.minutes
     found = fit_gaussian(target, starts, generator, seconds=seconds, should_stop=should_stop)
     require_proper(target, found.mean, found.factor)
     trace.gaussian_elbo = found.elbo if math.isfinite(found.elbo) else None
-    trace.gaussian_share = found.share if math.isfinite(found.share) else 0.0
-    trace.gaussian_modes = found.modes
+    trace.gaussian_modes, trace.gaussian_share = found.modes, found.share
+    poor = found.modes > 1 or found.share < POOR
+    if config.objective == "elbo" and target.free_features <= FEW:
+        wide = cover(target, found, generator)
+        trace.gaussian_share = wide.share  # a narrow one's own draws see but the piece it sits on
+        poor = found.modes > 1 or wide.share < POOR_COVER
+        found = wide if poor else found
     sds = found.factor.square().sum(1).sqrt()
     if bool((found.mean.abs() > COARSE * sds).any()):
         flow.double()  # in float32 such draws would lie on a grid
     first.place(found.mean, found.covariance)
+    return poor and config.objective == "elbo"
 
 
 def _finish(fitter: _Fitter, trace: Trace, begin: float) -> None:

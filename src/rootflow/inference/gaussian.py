@@ -13,17 +13,19 @@ from torch import Tensor
 from .diagnostics import importance_ess, psis
 from .target import Target
 
-__all__ = ["Gaussian", "fit_gaussian"]
+__all__ = ["Gaussian", "cover", "fit_gaussian"]
 
 CLIMBS = 6  # starting points
 CLIMB_STEPS = 60
 DRAWS = 64  # of each ELBO estimate, with their mirror images, the same for all candidates
 JUDGED = 1024  # draws of the final judgement
-REFINE_STEPS = 300  # of a round
-ROUNDS = 4
+REFINE_STEPS = 60  # of a round
+ROUNDS = 12
 LITTLE = 0.1  # nats
 EXACT = 1e-4
 VALLEY = 3.0  # nats
+COVER_DRAWS, COVER_ROUNDS = 2048, 8
+WIDE = 3.0  # times the sds: where half of a round's draws go
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Gaussian:
     """u = mean + factor z with z standard normal; ``elbo`` in nats. float64, (k,) and (k, k).
 
     ``modes``: how many it spans; ``share``: effective sample size of its importance weights, as a
-    share of the draws, or NaN if not known.
+    share of the draws, zero if not known.
     """
 
     mean: Tensor
     factor: Tensor
     elbo: float
     modes: int = 1
-    share: float = math.nan
+    share: float = 0.0
 
     @property
     def covariance(self) -> Tensor:
@@ -97,6 +99,35 @@ def fit_gaussian(
         return best
     both = Gaussian(mean, factor, elbo(target, mean, factor, z), len(several))
     return _judged(target, both, generator)
+
+
+@torch.no_grad()
+def cover(target: Target, start: Gaussian, generator: torch.Generator) -> Gaussian:
+    """The Gaussian with the target's own mean and covariance, which covers all of its mass.
+
+    Reverse KL would rather stay on one piece of a bent or branching target, narrow and tilted. Each
+    round estimates both by importance weights, cut at sqrt(n) times their mean, of draws around the
+    Gaussian of the round before and around one ``WIDE`` times as wide. For few parameters: where
+    the weights are left with too few draws, the Gaussian of the round before is returned.
+    Source: Cappe et al. 2004, Population Monte Carlo (J. Comput. Graph. Statist. 13:907).
+    """
+    k, found = len(start.mean), start
+    for _ in range(COVER_ROUNDS):
+        z = torch.randn(COVER_DRAWS, k, generator=generator, dtype=torch.float64).to(found.mean)
+        z[COVER_DRAWS // 2 :] *= WIDE
+        square = z.square().sum(1) / 2
+        log_q = torch.logaddexp(-square, -square / WIDE**2 - k * math.log(WIDE))
+        u = found.mean + z @ found.factor.T
+        ratios = target.unconstrained_log_prob(u).double() - log_q
+        ratios = torch.where(ratios < math.inf, ratios, -math.inf)  # NaN too
+        weights = ratios.softmax(0).clamp(max=COVER_DRAWS**-0.5)
+        weights = weights / weights.sum()
+        mean = weights @ u
+        factor, failed = torch.linalg.cholesky_ex((u - mean).T @ (weights[:, None] * (u - mean)))
+        if int(failed) or not float(weights.square().sum()) < 1 / (10 * k):
+            break
+        found = replace(found, mean=mean, factor=factor)
+    return _judged(target, found, generator)
 
 
 def _round(target: Target, starts: Tensor, z: Tensor) -> Gaussian:

@@ -113,11 +113,6 @@ class Posterior:
         self._own()
         return self._undefined
 
-    def statistics(self) -> dict[str, Tensor]:
-        """Of each of ``draws``: log q, the target's log-density, the smoothed log weight."""
-        own = self._own()
-        return {"log_q": own.log_q, "lp": own.log_p, "log_weight": self.log_weights}
-
     @property
     def smoothed(self) -> diagnostics.Smoothed:
         """Pareto-smoothed importance weights of ``draws``."""
@@ -250,15 +245,14 @@ class Posterior:
             "verdict": found.level, "verdict_line": found.line,
         }  # fmt: skip
 
-    def to_arviz(self, *, resample: bool = False) -> Any:
-        """The draws for ArviZ: InferenceData before version 1, a DataTree from it on.
+    def to_arviz(self) -> Any:
+        """``draws`` for ArviZ: InferenceData before version 1, a DataTree from it on.
 
-        ``resample``: importance-resampled draws instead of q's own with their weights. Raises
-        ModuleNotFoundError without ArviZ.
+        Raises ModuleNotFoundError without ArviZ.
         """
         from .arviz import to_arviz
 
-        return to_arviz(self, resample=resample)
+        return to_arviz(self)
 
     def save(self, directory: str | Path) -> None:
         """Write the flow and what the posterior is of; the target's code is not saved."""

@@ -63,7 +63,8 @@ class Target:
         self.function, self.supplied_gradient = log_prob, gradient
         self.batched, self.dtype = batched, dtype
         self.parameters, self.by_name = layout(features, support, names)
-        self.name = name or getattr(log_prob, "__name__", type(log_prob).__name__)
+        own = getattr(log_prob, "__name__", type(log_prob).__name__)
+        self.name = name or own.replace("<lambda>", "target")
         self.features = sum(p.size for p in self.parameters)
         self.free_features = sum(p.free_size for p in self.parameters)
         flat = [column for p in self.parameters for column in p.columns()]
