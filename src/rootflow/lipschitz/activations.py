@@ -27,9 +27,9 @@ def _sin(a: Tensor) -> Triple:
 
 def _swish(a: Tensor) -> Triple:
     s = torch.sigmoid(a)
-    h = a * s
-    slope = s + h * (1 - s)
-    return h, slope, s * (s - 1) * (2 + a * (1 - 2 * s))
+    h, below = a * s, s - 1
+    bent = h * below
+    return h, s - bent, torch.addcmul(bent, s, below - bent, value=2)
 
 
 def _swish_slope(a: Tensor) -> tuple[Tensor, Tensor]:

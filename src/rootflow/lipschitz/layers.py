@@ -23,41 +23,23 @@ def _first(x: Tensor) -> Tensor:
     return x.flatten(0, -4).permute(0, 3, 1, 2)
 
 
-def _shifts(side: int, pixels: int) -> list[tuple[slice, slice]]:
-    """For each tap, where the result lies along one axis and the pixels it comes from."""
-    found = []
-    for t in range(side):
-        low, high = max(0, side // 2 - t), min(pixels, pixels + side // 2 - t)
-        low, high = min(low, pixels), max(high, 0)
-        move = t - side // 2
-        found.append((slice(low, high), slice(low + move, high + move)))
-    return found
-
-
 def _narrow(x: Tensor, w: Tensor) -> Tensor:
     """Convolution to few channels: one matrix product for all taps, whose planes are then added."""
-    few, many, rows, columns = w.shape
+    few, many, *kernel = w.shape
     flat = x.reshape(-1, *x.shape[-3:])
     n, height, width, _ = flat.shape
-    taps = w.permute(2, 3, 0, 1).reshape(-1, many) @ flat.view(-1, many).t()
-    taps = taps.view(rows, columns, few, n, height, width)
-    out = taps.new_zeros(few, n, height, width)
-    for i, (to_y, from_y) in enumerate(_shifts(rows, height)):
-        for j, (to_x, from_x) in enumerate(_shifts(columns, width)):
-            out[..., to_y, to_x] += taps[i, j, ..., from_y, from_x]
-    return out.permute(1, 2, 3, 0).reshape(*x.shape[:-1], few)
+    taps = w.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, many) @ flat.view(-1, many).t()
+    planes = taps.view(len(taps), n, -1).transpose(0, 1)
+    out = F.fold(planes, (height, width), kernel, padding=[k // 2 for k in kernel])
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], few)
 
 
 def _narrow_outer(u: Tensor, x: Tensor, w: Tensor) -> Tensor:
     """Gradient of the sum of ``u * _narrow(x, w)`` with respect to w."""
-    few, many, rows, columns = w.shape
-    u = u.reshape(-1, *u.shape[-3:]).permute(3, 0, 1, 2)
-    moved = u.new_zeros(rows, columns, *u.shape)
-    for i, (to_y, from_y) in enumerate(_shifts(rows, u.shape[2])):
-        for j, (to_x, from_x) in enumerate(_shifts(columns, u.shape[3])):
-            moved[i, j, ..., from_y, from_x] = u[..., to_y, to_x]
-    product = moved.view(rows * columns * few, -1) @ x.reshape(-1, many)
-    return product.view(rows, columns, few, many).permute(2, 3, 0, 1)
+    few, many, *kernel = w.shape
+    planes = F.unfold(_first(u), kernel, padding=[k // 2 for k in kernel])
+    product = planes.transpose(0, 1).reshape(planes.shape[1], -1) @ x.reshape(-1, many)
+    return product.view(few, *kernel, many).flip(1, 2).permute(0, 3, 1, 2)
 
 
 def _convolve(x: Tensor, w: Tensor, b: Tensor | None = None, transposed: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ least that reverse mode can do.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -47,6 +47,10 @@ class Weights(NamedTuple):
     def rows(self, index: Tensor | slice) -> Weights:
         """The same network for a subset of the batch."""
         return Weights(self.matrices, tuple(b[index] if b.dim() == 2 else b for b in self.biases))
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        """The same numbers rounded to ``dtype``."""
+        return Weights.rebuild([t.to(dtype) for t in self.tensors()])
 
 
 def _mixed(matrices: Sequence[Tensor], activation: Activation) -> tuple[Tensor, Tensor]:
@@ -92,7 +96,7 @@ class Tape:
     """One evaluation of a network, kept for its gradients. Plain tensor operations throughout.
 
     Rows are flat outside. Inside they have the shape ``grid``: one axis, or height, width and
-    channels.
+    channels. Gradients are taken in the dtype of the weights, whatever that of the cotangents.
     """
 
     grid: tuple[int, ...]
@@ -125,6 +129,7 @@ class Tape:
         """
         matrices, biases = weights
         grid = grid or x.shape[1:]
+        x = x.to(biases[0].dtype)
         inputs, slopes, bends, pre, post = [x.view(-1, *grid)], [], [], [], []
         mixed, tangents = None, x
         if pulls_only:
@@ -135,7 +140,7 @@ class Tape:
             if seeds is None:
                 unit = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
                 seeds = unit.expand(len(x), *unit.shape)
-            seeds = seeds.reshape(*seeds.shape[:2], *grid)
+            seeds = seeds.to(x).reshape(*seeds.shape[:2], *grid)
             tangents = linear(seeds, matrices[0])
         for k in range(len(matrices) - 1):
             a = activation.spread(affine(inputs[-1], matrices[k], biases[k]))
@@ -160,17 +165,27 @@ class Tape:
             tangents.flatten(2),
         )  # fmt: skip
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.weights.biases[0].dtype
+
+    def rounded(self, dtype: torch.dtype) -> Tape:
+        """The same in another dtype, for ``pull`` alone."""
+        slopes = [s.to(dtype) for s in self.slopes]
+        return replace(self, weights=self.weights.to(dtype), slopes=slopes)
+
     def pull_jacobian(self, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """From a gradient of the Jacobian ``[b, i, o]``: those of slopes and (by it) matrices."""
         matrices = self.weights.matrices
         slope_grads: list[Tensor] = []
         matrix_grads: list[Tensor] = []  # both from the last layer to the first
         layers = self.pre, self.post, self.slopes, matrices  # the first layer has no tangents
-        grad = grad.reshape(*grad.shape[:2], *self.grid)
+        grad = grad.to(self.dtype).reshape(*grad.shape[:2], *self.grid)
         for pre, post, s, w in zip(*map(reversed, layers), strict=False):
             matrix_grads.append(outer(grad, post, w))
             p = adjoint(grad, w)
-            slope_grads.append((p * pre).sum(1))
+            slope_grads.append(p[:, 0] * pre[:, 0] if p.shape[1] == 1 else (p * pre).sum(1))
             grad = self.activation.fold(p.mul_(s[:, None]))
         if self.mixed is None:
             assert self.seeds is not None
@@ -190,7 +205,9 @@ class Tape:
     ) -> tuple[Tensor, list[Tensor]]:
         """From gradients of g and of the slopes: gradients of x and of every pre-activation."""
         matrices = self.weights.matrices
-        q = None if grad is None else adjoint(grad.view(-1, *self.grid), matrices[-1])
+        q = None
+        if grad is not None:
+            q = adjoint(grad.to(self.dtype).view(-1, *self.grid), matrices[-1])
         pulled: list[Tensor] = []
         for k in range(len(self.slopes) - 1, -1, -1):
             a = None if q is None else q * self.slopes[k]
@@ -207,22 +224,22 @@ class Tape:
     def pull(self, u: Tensor, slopes: Sequence[Tensor] | None = None) -> Tensor:
         """J^T u for ``(rows, d)`` or ``(rows, m, d)``; with the slopes given, for some rows.
 
-        Not differentiable.
+        In the dtype of u. Not differentiable.
         """
         matrices = self.weights.matrices
         several = u.dim() == 3
-        shape = u.shape
-        u = adjoint(u.reshape(*shape[:-1], *self.grid), matrices[-1])
+        shape, dtype = u.shape, u.dtype
+        u = adjoint(u.to(self.dtype).reshape(*shape[:-1], *self.grid), matrices[-1])
         layers = zip(reversed(slopes or self.slopes), reversed(matrices[:-1]), strict=True)
         for s, w in layers:
             u = adjoint(self.activation.fold(u.mul_(s[:, None] if several else s)), w)
-        return u.reshape(shape)
+        return u.reshape(shape).to(dtype)
 
     def pull_weights(
         self, grad: Tensor | None, pulled: Sequence[Tensor], matrix_grads: list[Tensor] | None
     ) -> tuple[Tensor, ...]:
         """Gradients of all matrices and biases, in the order of ``Weights.tensors``."""
-        pulls = [*pulled, None if grad is None else grad.view(-1, *self.grid)]
+        pulls = [*pulled, None if grad is None else grad.to(self.dtype).view(-1, *self.grid)]
         matrices: list[Tensor] = []
         biases: list[Tensor] = []
         for k, (w, b) in enumerate(zip(*self.weights, strict=True)):

@@ -87,15 +87,24 @@ def chunks(batch: int, net: CertifiedNet, tangents: int) -> list[slice]:
     return [slice(k, min(k + size, batch)) for k in range(0, max(batch, 1), size)]
 
 
-def gather(weights: Weights, parts: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    """Gradients of input and weights from those of the chunks: side by side, if shared summed."""
+def gather(
+    weights: Weights, parts: Sequence[Sequence[Tensor]], again: Tensor | None = None
+) -> list[Tensor]:
+    """Gradients of input and weights from those of the chunks: side by side, if shared summed.
+
+    With ``again`` the last part belongs to these rows once more.
+    """
     per_row = [True] + [False] * len(weights.matrices) + [b.dim() == 2 for b in weights.biases]
     if len(parts) == 1:
         return list(parts[0])
-    return [
-        torch.cat(pieces) if rows else torch.stack(pieces).sum(0)
-        for rows, pieces in zip(per_row, zip(*parts, strict=True), strict=True)
-    ]
+    chunks = len(parts) if again is None else len(parts) - 1
+    found = []
+    for rows, pieces in zip(per_row, zip(*parts, strict=True), strict=True):
+        total = torch.cat(pieces[:chunks]) if rows else torch.stack(pieces).sum(0)
+        if rows and again is not None:
+            total.index_add_(0, again, pieces[-1])
+        found.append(total)
+    return found
 
 
 def polish(y: Tensor, c: Tensor, g: Tensor, root: int, inverse: Tensor) -> Tensor:
