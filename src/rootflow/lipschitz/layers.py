@@ -25,21 +25,23 @@ def _first(x: Tensor) -> Tensor:
 
 def _narrow(x: Tensor, w: Tensor) -> Tensor:
     """Convolution to few channels: one matrix product for all taps, whose planes are then added."""
-    few, many, *kernel = w.shape
+    few, many, rows, columns = w.shape
+    padding = rows // 2, columns // 2
     flat = x.reshape(-1, *x.shape[-3:])
     n, height, width, _ = flat.shape
     taps = w.flip(2, 3).permute(0, 2, 3, 1).reshape(-1, many) @ flat.view(-1, many).t()
     planes = taps.view(len(taps), n, -1).transpose(0, 1)
-    out = F.fold(planes, (height, width), kernel, padding=[k // 2 for k in kernel])
+    out = F.fold(planes, (height, width), (rows, columns), padding=padding)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], few)
 
 
 def _narrow_outer(u: Tensor, x: Tensor, w: Tensor) -> Tensor:
     """Gradient of the sum of ``u * _narrow(x, w)`` with respect to w."""
-    few, many, *kernel = w.shape
-    planes = F.unfold(_first(u), kernel, padding=[k // 2 for k in kernel])
+    few, many, rows, columns = w.shape
+    padding = rows // 2, columns // 2
+    planes = F.unfold(_first(u), (rows, columns), padding=padding)
     product = planes.transpose(0, 1).reshape(planes.shape[1], -1) @ x.reshape(-1, many)
-    return product.view(few, *kernel, many).flip(1, 2).permute(0, 3, 1, 2)
+    return product.view(few, rows, columns, many).flip(1, 2).permute(0, 3, 1, 2)
 
 
 def _convolve(x: Tensor, w: Tensor, b: Tensor | None = None, transposed: bool = False) -> Tensor:

@@ -137,7 +137,7 @@ def _gains(x: Tensor) -> bool:
     if x.dtype != torch.float32:
         return False
     if x.device.type == "cpu":
-        able = getattr(torch.cpu, "get_capabilities", dict)()
+        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -234,7 +234,7 @@ class _Estimated(torch.autograd.Function):
         weights = Weights.rebuild(tensors)
 
         def part(r: Any, weights: Weights, kept: Tape | None, share: Tensor) -> list[Tensor]:
-            tape = kept or ctx.net.record(y[r], weights.rows(r), probes[r])
+            tape: Tape = kept or ctx.net.record(y[r], weights.rows(r), probes[r])
             adjoint = None
             if ctx.inverse is not None:
                 adjoint = partial(transposed_product, ctx.inverse[..., r])
