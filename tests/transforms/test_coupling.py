@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import rootflow
 from rootflow.bases import Uniform
 from rootflow.transforms import Affine, Coupling, Scale, Shift, Spline, Standardise
+from rootflow.transforms.conditioners import Network
 
 NAMES = ("nice", "realnvp", "glow", "nsf-coupling")
 BOUNDED = ("bounded", "circular")
@@ -124,11 +125,10 @@ def test_round_trip(name, dtype, linear):
     torch.testing.assert_close(log_det_back, -log_det, rtol=tolerance, atol=tolerance)
 
 
-def test_the_conditioner_runs_once_per_block_and_direction():
+def test_the_conditioner_runs_once_per_block_and_direction(monkeypatch):
     flow, calls = wild("realnvp", 4), []
-    for part in flow.modules():
-        if isinstance(part, Coupling):
-            part.net.register_forward_hook(lambda *_: calls.append(1))
+    run = Network.run
+    monkeypatch.setattr(Network, "run", lambda *args: calls.append(1) or run(*args))
     flow(points(3, 4))
     assert len(calls) == 3
     flow.inverse(points(3, 4))

@@ -8,6 +8,7 @@ pass of arithmetic as well; its gradient is the same sweep in reverse.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +17,18 @@ from torch import Tensor
 from ..solvers.adjoint import attach
 from ..solvers.result import Problem
 from .base import Inverse, Transform
+from .conditioned import Conditioned
 from .masked import Masked
 from .mixing import check_mixing, mixing
 from .spline import Spline
-from .univariate import Affine, Univariate
+from .univariate import Affine, Univariate, again
 
 __all__ = ["AutoregressiveTransform", "iaf", "maf", "nsf_ar", "recipe"]
 
 STRIP = 16  # dimensions whose units a sweep prepares with one product
 
 
-class AutoregressiveTransform(Transform):
+class AutoregressiveTransform(Conditioned):
     r"""z_i = f(x_i; theta_i(x_1 .. x_{i-1}, context)) with f any univariate map.
 
     Shapes: x, z ``(batch, features)``; log_det in nats, exact, the sum of the logarithms of f's
@@ -47,21 +49,23 @@ class AutoregressiveTransform(Transform):
         residual: bool = False,
         circle: float | None = None,
     ) -> None:
-        super().__init__((features,), context)
-        self.univariate = univariate
+        super().__init__(features, univariate, context, slice(None), slice(None))
         self.net = Masked(
             features, univariate.initial(), context, hidden, activation, residual, circle
         )
 
+        self.alone = context == 0 and circle is None
+
+    def given(self, x: Tensor, context: Tensor | None) -> Tensor:
+        return self.net.embed(x, context)
+
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = x.mT.contiguous()
-        theta = self.net(x, None if context is None else context.mT)
-        z, log_slope = self.univariate.forward(x, theta)
-        return z.mT, log_slope.sum(0)
+        return self.move(x, context, inverse=False)
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         c = None if context is None else context.mT
-        x, log_det = _Sweep.apply(self, z.mT.contiguous(), c, self.net.values)  # type: ignore[no-untyped-call]
+        inputs = z.mT.contiguous(), c, self.net.values
+        x, log_det = _Sweep.apply(self.net, self.univariate, *inputs)  # type: ignore[no-untyped-call]
         return x.mT, log_det
 
 
@@ -104,7 +108,7 @@ def _sweep(
     net: Masked, univariate: Univariate, z: Tensor, context: Tensor | None, values: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The x ``(d, n)`` whose image is z, and the log_det ``(n,)`` of this direction."""
-    n, (biases, matrices) = z.shape[1], net.dense(net.pieces(values * net.mask))
+    n, (biases, matrices) = z.shape[1], net.dense(net.pieces(net.masked(values)))
     # Of every layer all units, first the input's. Units not reached yet meet only zero weights.
     units = [z.new_zeros(width, n) for width in net.widths[:-1]]
     units.append(z.new_empty(net.features * net.size, n))
@@ -126,7 +130,7 @@ def _sweep(
                     y.add_(previous)
                 if k < last:
                     previous = y.clone() if net.residual else None
-                    net.rule.inplace(y)
+                    net.activation.inplace(y)
             x, log_slope = univariate.inverse(given[first + i], y)
             outside[first + i].copy_(net.embed(x[None], None))
             found.append(x)
@@ -139,54 +143,38 @@ class _Sweep(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        transform: AutoregressiveTransform,
-        z: Tensor,
-        context: Tensor | None,
-        values: Tensor,
+        ctx: Any, net: Masked, univariate: Univariate, z: Tensor, *others: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        x, log_det = _sweep(transform.net, transform.univariate, z, context, values)
-        ctx.transform = transform
-        ctx.save_for_backward(x, z, context, values)
+        x, log_det = _sweep(net, univariate, z, *others)  # type: ignore[arg-type]
+        ctx.net, ctx.univariate = net, univariate
+        ctx.save_for_backward(x, z, *others)
         return x, log_det
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, z, context, values = ctx.saved_tensors
-        net, univariate = ctx.transform.net, ctx.transform.univariate
+        x, *inputs = ctx.saved_tensors
         if torch.is_grad_enabled():  # the caller will differentiate this result
-            needed = ctx.needs_input_grad[1:]
-            return None, *_again(net, univariate, x, (z, context, values), gradients, needed)
-        return None, *_reverse(net, univariate, x, context, values, *gradients)
+            solve = partial(_solve, ctx.net, ctx.univariate, x)
+            return None, None, *again(solve, inputs, gradients, ctx.needs_input_grad[2:])
+        return None, None, *_reverse(ctx.net, ctx.univariate, x, *inputs[1:], *gradients)
 
 
-def _again(
-    net: Masked,
-    univariate: Univariate,
-    x: Tensor,
-    inputs: Sequence[Tensor | None],
-    gradients: Sequence[Tensor],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """The gradients of z, context and values by dense solves, themselves differentiable."""
+def _solve(
+    net: Masked, univariate: Univariate, x: Tensor, z: Tensor, context: Tensor | None, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The results of ``_sweep``, which found x, with gradients by dense solves."""
 
-    def image(x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        *context, values = tensors
-        theta = net.plain(net.embed(x, context[0] if context else None), values)
-        return univariate.forward(x, theta)
+    def image(x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        *given, values = others
+        theta = net(net.embed(x, given[0] if given else None), values)
+        return univariate.plain(x, theta, False)
 
-    def residual(x: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
-        return image(x.mT, *tensors)[0].mT - z
+    def residual(x: Tensor, z: Tensor, *others: Tensor) -> Tensor:
+        return image(x.mT, *others)[0].mT - z
 
-    aliases = [None if t is None else t.view_as(t) for t in inputs]
-    z, *others = [t for t in aliases if t is not None]
+    others = (v,) if context is None else (context, v)
     root = attach(Problem(residual, (z.mT, *others)), x.mT).mT
-    log_det = -image(root, *others)[1].sum(0)
-    outputs = [(y, g) for y, g in zip((root, log_det), gradients, strict=True) if y.requires_grad]
-    wanted = [t for t, need in zip(aliases, needed, strict=True) if need and t is not None]
-    ys, gs = [y for y, _ in outputs], [g for _, g in outputs]
-    found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True))
-    return [next(found) if need else None for need in needed]
+    return root, -image(root, *others)[1].sum(0)
 
 
 def _reverse(
@@ -204,19 +192,18 @@ def _reverse(
     derivative u_i with respect to x_i, less g S_x, is v_i; exp(-S) v_i is the gradient of z_i and
     -g S_theta - exp(-S) v_i F_theta that of theta_i, which the network carries to earlier u_j.
     """
-    layers, n = net.pieces(values * net.mask), x.shape[1]
+    layers, n = net.pieces(net.masked(values)), x.shape[1]
     matrices = net.dense(layers)[1]
     inputs, kept, theta = net.run(net.embed(x, context), layers)
-    with torch.enable_grad():
-        x, theta = x.detach().requires_grad_(), theta.detach().requires_grad_()
-        z, log_slope = univariate.forward(x, theta)
-        (f_theta,) = torch.autograd.grad(z.sum(), theta, retain_graph=True)
-        s_x, s_theta = _pulled(log_slope, (x, theta), grad_log_det.expand_as(x))
-    contraction = (-log_slope.detach()).exp()
+    _, log_slope, used = univariate.run(x, theta, False)
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    _, f_theta = univariate.pull(used, False, one, zero)
+    s_x, s_theta = univariate.pull(used, False, zero, grad_log_det.expand_as(x))
+    contraction = (-log_slope).exp()
     through_x = (f_theta * -contraction).transpose(0, 1).contiguous().unbind(0)
     theta_bar = (-s_theta).transpose(0, 1).contiguous()
     theta_rows = theta_bar.unbind(0)  # completed in place, one dimension after the other
-    slopes = [net.rule.backward(torch.ones_like(y), y) for y in kept]
+    slopes = [net.activation.backward(torch.ones_like(y), y) for y in kept]
     # Total derivatives of every layer's units, first the input's; those of hidden units become
     # derivatives of their pre-activations when complete.
     totals = [x.new_zeros(width, n) for width in net.widths[:-1]]
@@ -250,15 +237,7 @@ def _reverse(
             totals[k][: step.p].addmm_(step.done.mT, pre[k][step.a : step.b])
     grad_context = None if context is None else totals[0][: net.context]
     pre = [*totals[1:], theta_bar.transpose(0, 1)]
-    gradient = net.values_gradient(inputs, [net.rows(k, g) for k, g in enumerate(pre)])
-    return contraction * torch.cat(v[::-1]), grad_context, gradient
-
-
-def _pulled(y: Tensor, inputs: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of inputs, zeros for those that y does not depend on."""
-    if not y.requires_grad:
-        return tuple(torch.zeros_like(t) for t in inputs)
-    return torch.autograd.grad(y, inputs, g, materialize_grads=True)
+    return contraction * torch.cat(v[::-1]), grad_context, net.values_gradient(inputs, pre)
 
 
 def recipe(

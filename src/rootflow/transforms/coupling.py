@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .actnorm import ActNorm
 from .base import Transform
-from .conditioners import Dense
+from .conditioned import Conditioned
+from .conditioners import dense
 from .linear import LULinear, Scale
 from .mixing import check_mixing, mixing
 from .spline import Spline
@@ -20,7 +21,7 @@ from .univariate import Affine, Shift, Univariate
 __all__ = ["Coupling", "glow", "nice", "nsf_coupling", "realnvp"]
 
 
-class Coupling(Transform):
+class Coupling(Conditioned):
     r"""z_a = x_a and z_b = f(x_b; theta) with theta = net(x_a, context).
 
     a is the first half of the columns (features // 2 of them) and b the rest; ``flip`` exchanges
@@ -42,50 +43,32 @@ class Coupling(Transform):
         residual: bool = False,
         flip: bool = False,
     ) -> None:
-        super().__init__((features,), context)
-        self.univariate, self.flip = univariate, flip and features > 1
-        self.sizes = [features // 2, features - features // 2]
-        drivers, self.driven = reversed(self.sizes) if self.flip else self.sizes
+        parts = slice(0, features // 2), slice(features // 2, None)
+        super().__init__(
+            features, univariate, context, *(parts[::-1] if flip and features > 1 else parts)
+        )
+        drivers, driven = (len(range(features)[part]) for part in (self.drivers, self.driven))
         self.tails, self.edge = "linear", math.inf
         if isinstance(univariate, Spline):
             self.tails, self.edge = univariate.tails, univariate.interval
+        self.alone = context == 0 and self.tails == "linear"
         inputs = drivers * (2 if self.tails == "circular" else 1) + context
-        bias = univariate.initial().repeat_interleave(self.driven)
-        self.net = Dense(inputs, bias, hidden, activation, residual)
+        self.net = dense(inputs, driven, univariate.initial(), hidden, activation, residual)
 
-    def _theta(self, driver: Tensor, context: Tensor | None) -> Tensor:
-        """The numbers ``(size, driven, n)`` of the map, from ``(drivers, n)``, ``(n, context)``."""
-        parts = [driver]
+    def given(self, x: Tensor, context: Tensor | None) -> Tensor:
+        parts = [x[self.drivers]]
         if self.tails != "linear":
             # outside there is no density, yet nothing here may become NaN
-            unit = driver.clamp(-self.edge, self.edge) / self.edge
+            unit = parts[0].clamp(-self.edge, self.edge) / self.edge
             angle = math.pi * unit
             parts = [angle.cos(), angle.sin()] if self.tails == "circular" else [unit]
-        if context is not None:
-            parts.append(context.mT)
-        h = torch.cat(parts) if len(parts) > 1 else parts[0]
-        theta: Tensor = self.net(h)
-        return theta.view(self.univariate.size, self.driven, driver.shape[1])
-
-    def _move(
-        self,
-        univariate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        x: Tensor,
-        context: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        # feature-major inside; what returns is a view, so a chain of couplings copies nothing here
-        a, b = x.mT.contiguous().split(self.sizes)  # type: ignore[no-untyped-call]
-        if self.flip:
-            a, log_slope = univariate(a, self._theta(b, context))
-        else:
-            b, log_slope = univariate(b, self._theta(a, context))
-        return torch.cat([a, b]).mT, log_slope.sum(0)
+        return torch.cat(parts if context is None else [*parts, context])
 
     def to_latent(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._move(self.univariate.forward, x, context)
+        return self.move(x, context, inverse=False)
 
     def to_data(self, z: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        return self._move(self.univariate.inverse, z, context)
+        return self.move(z, context, inverse=True)
 
 
 def _chain(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .actnorm import ActNorm
 from .base import Compose, Transform
-from .conditioners import activation_named, check_hidden
+from .conditioners import check_hidden, found_in
 from .linear import LULinear
 from .multiscale import Squeezed, multiscale
 from .univariate import Affine, Univariate
@@ -44,7 +44,7 @@ class ImageCoupling(Transform):
         self.univariate, self.flip = univariate, flip
         self.sizes = [channels // 2, channels - channels // 2]
         drivers, self.driven = reversed(self.sizes) if flip else self.sizes
-        self.activation = activation_named(activation)
+        self.activation = found_in(activation).plain
         widths = [drivers, *check_hidden(hidden), univariate.size * self.driven]
         inner = [1] * (len(widths) - 3)
         self.layers = nn.ModuleList(

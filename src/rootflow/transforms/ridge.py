@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from ..solvers import Solution, find_increasing
 from .base import Transform
-from .conditioners import Dense
+from .conditioners import dense
 from .mixing import mixing
 
 __all__ = [
@@ -37,14 +37,14 @@ class Numbers(nn.Module):
         self, initial: Tensor, context: int, hidden: Sequence[int], activation: str
     ) -> None:
         super().__init__()
-        self.net = Dense(context, initial, hidden, activation) if context else None
+        self.net = dense(context, 1, initial, hidden, activation) if context else None
         self.free = None if context else nn.Parameter(initial)
 
     def forward(self, context: Tensor | None) -> Tensor:
         """Numbers ``(1, size)`` or ``(rows, size)``."""
         if self.net is not None and context is not None:
             made: Tensor = self.net(context.mT)
-            return made.mT
+            return made[:, 0].mT
         assert self.free is not None
         return self.free[None]
 

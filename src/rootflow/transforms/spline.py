@@ -19,13 +19,14 @@ only positive terms.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .univariate import Univariate
+from .univariate import Kept, Written, recorded, traced
 
 __all__ = ["Spline"]
 
@@ -63,7 +64,7 @@ class _Bin(NamedTuple):
     n: Tensor
 
 
-class Spline(Univariate):
+class Spline(Written):
     """Monotone rational-quadratic spline with ``bins`` bins on [-interval, interval].
 
     The interval is mapped onto itself, and outside of it the map is the identity. ``tails``:
@@ -102,28 +103,34 @@ class Spline(Univariate):
     def __repr__(self) -> str:
         return f"Spline(bins={self.bins}, interval={self.interval:g}, tails={self.tails!r})"
 
-    def forward(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return self._call(x, theta, False)
-
-    def inverse(self, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return self._call(z, theta, True)
-
     def _call(self, x: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        if x.numel() > FEW or traced() or recorded(x, theta):
+            return super()._call(x, theta, inverse)
+        out, log_slope = self._few(*self._flat(x, theta), inverse)
+        return out.view(x.shape), log_slope.view(x.shape)
+
+    def _flat(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         if theta.shape != (self.size, *x.shape):
             raise ValueError(
                 f"theta has shape {tuple(theta.shape)}, but {self!r} of x with shape "
                 f"{tuple(x.shape)} needs {(self.size, *x.shape)}"
             )
-        flat, rows = x.reshape(-1), theta.reshape(self.size, -1).to(x.dtype)
-        plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        by_hand = torch.is_grad_enabled() and (x.requires_grad or theta.requires_grad)
-        if not plain and not by_hand and len(flat) <= FEW:
-            out, log_slope = self._few(flat, rows, inverse)
-        elif plain or not by_hand:
-            out, log_slope, _ = self._evaluate(flat, rows, inverse, lean=not plain)
-        else:
-            out, log_slope = _ByHand.apply(flat, rows, self, inverse)  # type: ignore[no-untyped-call]
+        return x.reshape(-1), theta.reshape(self.size, -1).to(x.dtype)
+
+    def plain(self, x: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        out, log_slope, _ = self._evaluate(*self._flat(x, theta), inverse, lean=False)
         return out.view(x.shape), log_slope.view(x.shape)
+
+    def run(self, x: Tensor, theta: Tensor, inverse: bool) -> tuple[Tensor, Tensor, Kept]:
+        out, log_slope, found = self._evaluate(*self._flat(x, theta), inverse, lean=True)
+        return out.view(x.shape), log_slope.view(x.shape), found
+
+    def pull(
+        self, kept: Kept, inverse: bool, g_out: Tensor, g_log: Tensor, needs: Sequence[bool] = ()
+    ) -> tuple[Tensor, ...]:
+        at, shape = _Bin(*kept), g_out.shape
+        g_x, g_theta = _gradient(self, inverse, g_out.reshape(-1), g_log.reshape(-1), at)
+        return g_x.view(shape), g_theta.view(self.size, *shape)
 
     def _evaluate(
         self, x: Tensor, theta: Tensor, inverse: bool, *, lean: bool
@@ -275,37 +282,10 @@ def _rational(
     return out, log_slope, s, xi, a, b, d, n
 
 
-class _ByHand(torch.autograd.Function):
-    """``Spline._evaluate`` with its gradient written out; second derivatives go by autograd."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, theta: Tensor, spline: Spline, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
-        out, log_slope, found = spline._evaluate(x, theta, inverse, lean=True)
-        ctx.save_for_backward(x, theta, *found)
-        ctx.spline, ctx.inverse = spline, inverse
-        return out, log_slope
-
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, theta, *rest = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():
-            wanted = [v for v, need in zip((x, theta), needs, strict=True) if need]
-            results = ctx.spline._evaluate(x, theta, ctx.inverse, lean=False)[:2]
-            found = iter(torch.autograd.grad(results, wanted, upstream, create_graph=True))
-            g_x, g_theta = (next(found) if need else None for need in needs)
-            return g_x, g_theta, None, None
-        g_out, g_log = upstream
-        g_x, g_theta = _gradient(ctx.spline, ctx.inverse, g_out, g_log, _Bin(*rest), needs[1])
-        return g_x, g_theta, None, None
-
-
 def _gradient(
-    spline: Spline, inverse: bool, g_out: Tensor, g_log: Tensor, at: _Bin, full: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Gradients for x ``(n,)`` and, if ``full``, for theta ``(size, n)``.
+    spline: Spline, inverse: bool, g_out: Tensor, g_log: Tensor, at: _Bin
+) -> tuple[Tensor, Tensor]:
+    """Gradients for x ``(n,)`` and for theta ``(size, n)``.
 
     Of f and l = log f' for fixed x, with a and b the gradients for f and l. The inverse has the
     slope 1 / f', and moving theta moves it by -df / f', so both directions share all but a and b.
@@ -326,9 +306,6 @@ def _gradient(
         g_x = torch.addcmul(b * bend, a, slope)
         g_low = -g_x
     g_x = torch.where(at.inside, g_x, g_out)
-    if not full:
-        return g_x, None
-
     # Gradients for s, d0 and d1, then for width and height.
     t, rise = xi * rest, (xi * at.a).mul_(over_d)
     push = (a * at.h).mul_(t).mul_(over_d)
