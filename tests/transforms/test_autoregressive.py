@@ -10,8 +10,14 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
 import rootflow
-from rootflow.transforms import Affine, AutoregressiveTransform, Inverse, Shift, Spline
-from rootflow.transforms import conditioners
+from rootflow.transforms import (
+    Affine,
+    AutoregressiveTransform,
+    Inverse,
+    Shift,
+    Spline,
+    conditioners,
+)
 from rootflow.transforms.autoregressive import nsf_ar
 from rootflow.transforms.conditioners import ACTIVATIONS
 from rootflow.transforms.masked import Masked, degrees

@@ -39,6 +39,8 @@ class AutoregressiveTransform(Conditioned):
     Source: Papamakarios et al. 2017 (arXiv:1705.07057), equations 2 to 5, for affine f.
     """
 
+    net: Masked
+
     def __init__(
         self,
         features: int,

@@ -29,8 +29,7 @@ def recorded(*tensors: Tensor | None) -> bool:
 class ByHand(torch.autograd.Function):
     """``owner.run`` with the gradient ``owner.pull``; any further derivative is ``owner.plain``'s.
 
-    ``run(*inputs, inverse)`` returns two results and what ``pull(kept, inverse, *gradients, needs)``
-    needs beside the gradients of the results.
+    ``run(*inputs, inverse)`` returns two results, and what ``pull`` needs beside their gradients.
     """
 
     @staticmethod
