@@ -196,7 +196,7 @@ def test_pairs_of_blocks_transform_every_column_under_random_orders(name, featur
 @pytest.mark.parametrize("context", [0, 2])
 def test_one_column_is_an_elementwise_map(name, context):
     flow = wild(name, 1, context)
-    grid = torch.linspace(-30, 30, 40_001, dtype=torch.float64)
+    grid = torch.linspace(-30, 30, 80_001, dtype=torch.float64)
     c = points(1, 2).expand(len(grid), 2) if context else None
     with torch.no_grad():
         z, _ = flow(grid[:, None], c)
@@ -260,7 +260,8 @@ def test_minus_infinity_outside_and_gradients_untouched_inside(tails, dtype):
     flow.zero_grad()
     alone = good.clone().requires_grad_()
     flow.log_prob(alone).sum().backward()
-    torch.testing.assert_close(x.grad[:4], alone.grad)
+    rounding = 2e-5 if dtype == torch.float32 else 1e-7  # products of another width
+    torch.testing.assert_close(x.grad[:4], alone.grad, rtol=rounding, atol=rounding)
     broken = good.clone()
     broken[2, 1] = math.nan
     found = flow.log_prob(broken)
