@@ -7,7 +7,7 @@ pass of arithmetic as well; its gradient is the same sweep in reverse.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -266,43 +266,28 @@ def recipe(
     return [*chain, *mixing(features, actnorm, linear)]
 
 
-def maf(
-    features: int,
-    context: int = 0,
-    *,
-    blocks: int = 5,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "relu",
-    residual: bool = False,
-    actnorm: bool = True,
-    linear: str | None = "lu",
-) -> list[Transform]:
-    """Masked autoregressive flow: affine maps; scores in one pass, samples by a sweep."""
-    return recipe(
-        features, context, Affine(), blocks, actnorm, linear,
-        hidden=hidden, activation=activation, residual=residual,
-    )  # fmt: skip
+def _affine(inverted: bool) -> Callable[..., list[Transform]]:
+    def build(
+        features: int,
+        context: int = 0,
+        *,
+        blocks: int = 5,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        residual: bool = False,
+        actnorm: bool = True,
+        linear: str | None = "lu",
+    ) -> list[Transform]:
+        return recipe(
+            features, context, Affine(), blocks, actnorm, linear, inverted,
+            hidden=hidden, activation=activation, residual=residual,
+        )  # fmt: skip
+
+    return build
 
 
-def iaf(
-    features: int,
-    context: int = 0,
-    *,
-    blocks: int = 5,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "relu",
-    residual: bool = False,
-    actnorm: bool = True,
-    linear: str | None = "lu",
-) -> list[Transform]:
-    """Inverse autoregressive flow: samples in one pass, scores by a sweep.
-
-    Kingma et al. 2016 (arXiv:1606.04934), section 3.
-    """
-    return recipe(
-        features, context, Affine(), blocks, actnorm, linear, inverted=True,
-        hidden=hidden, activation=activation, residual=residual,
-    )  # fmt: skip
+maf = _affine(inverted=False)  # scores in one pass, samples by a sweep
+iaf = _affine(inverted=True)  # the other way round; Kingma et al. 2016 (arXiv:1606.04934), 3
 
 
 def nsf_ar(

@@ -104,42 +104,29 @@ def _mixed(
     return between
 
 
-def nice(
-    features: int,
-    context: int = 0,
-    *,
-    blocks: int = 8,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "relu",
-    residual: bool = False,
-    actnorm: bool = False,
-    linear: str | None = "lu",
-) -> list[Transform]:
-    """Additive couplings and a final scale for each column; Dinh et al. 2015 (arXiv:1410.8516).
+def _plain(univariate: Univariate, scaled: bool) -> Callable[..., list[Transform]]:
+    def build(
+        features: int,
+        context: int = 0,
+        *,
+        blocks: int = 8,
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
+        residual: bool = False,
+        actnorm: bool = False,
+        linear: str | None = "lu",
+    ) -> list[Transform]:
+        net = {"hidden": hidden, "activation": activation, "residual": residual}
+        between = _mixed(features, blocks, actnorm, linear)
+        chain = _chain(features, context, univariate, blocks, between, **net)
+        return [*chain, Scale(features)] if scaled else chain
 
-    The paper's volume-preserving chain is ``linear=None``.
-    """
-    net = {"hidden": hidden, "activation": activation, "residual": residual}
-    between = _mixed(features, blocks, actnorm, linear)
-    chain = _chain(features, context, Shift(), blocks, between, **net)
-    return [*chain, Scale(features)]
+    return build
 
 
-def realnvp(
-    features: int,
-    context: int = 0,
-    *,
-    blocks: int = 8,
-    hidden: Sequence[int] = (128, 128),
-    activation: str = "relu",
-    residual: bool = False,
-    actnorm: bool = False,
-    linear: str | None = "lu",
-) -> list[Transform]:
-    """Affine couplings; Dinh et al. 2017 (arXiv:1605.08803). The paper's is ``linear=None``."""
-    net = {"hidden": hidden, "activation": activation, "residual": residual}
-    between = _mixed(features, blocks, actnorm, linear)
-    return _chain(features, context, Affine(), blocks, between, **net)
+# Dinh et al. 2015 (arXiv:1410.8516) and 2017 (arXiv:1605.08803); the papers' are ``linear=None``.
+nice = _plain(Shift(), scaled=True)
+realnvp = _plain(Affine(), scaled=False)
 
 
 def glow(
