@@ -185,11 +185,11 @@ def test_a_poor_gaussian_is_replaced_by_one_that_covers_the_target(seed):
     ids=str,
 )
 def test_every_objective_improves_on_the_gaussian(settings):
-    posterior = fit(Target(bent, 2), **QUICK, steps=100, **settings)
+    posterior = fit(Target(bent, 2), **QUICK, steps=160, **settings)
     best = posterior.elbo.value
     # the best Gaussian reaches -0.6, the exact answer is 0; the bound of K draws asks for less
-    assert best > (-0.55 if "objective" in settings else -0.5)
-    assert posterior.log_evidence.value == pytest.approx(0, abs=0.25)
+    assert best > (-0.6 if "objective" in settings else -0.3)
+    assert posterior.log_evidence.value == pytest.approx(0, abs=0.2)
 
 
 def test_reference_draws_serve_the_forward_kl():
@@ -364,11 +364,11 @@ def test_constrained_parameters_get_their_exact_moments():
         {"rate": constraints.positive, "share": constraints.unit_interval},
     )
     posterior = fit(target, "nsf-coupling", options={"blocks": 2, "hidden": (16,)},
-                    steps=120, draws=64, lr=1e-2)  # fmt: skip
+                    steps=240, draws=64, lr=1e-2)  # fmt: skip
     assert posterior.log_evidence.value == pytest.approx(math.log(1 / 2 / 12), abs=0.02)
     x = posterior.draws
     assert x.mean(0).tolist() == pytest.approx([0.5, 0.6], abs=0.02)
-    assert x.std(0).tolist() == pytest.approx([0.5, 0.2], abs=0.05)
+    assert x.std(0).tolist() == pytest.approx([0.5, 0.2], abs=0.03)
 
 
 def test_float32_and_float64_flows():

@@ -113,7 +113,8 @@ class Network(nn.Module):
         self, layers: Sequence[Tensor], initial: Tensor, activation: str, residual: bool
     ) -> None:
         super().__init__()
-        self.activation, self.residual = found_in(activation), residual
+        found_in(activation)
+        self.named, self.residual = activation, residual
         self.widths, self.size = [len(m) for m in layers], len(initial)
         hidden = tuple(self.widths[1:-1])
         if residual and len(set(hidden)) > 1:
@@ -137,6 +138,11 @@ class Network(nn.Module):
         self.values = nn.Parameter(torch.cat([v.flatten() for v in values]))
         mask = torch.cat([m.flatten() for m in masks])
         self.register_buffer("mask", None if bool(mask.all()) else mask, persistent=False)
+
+    @property
+    def activation(self) -> Activation:
+        """Looked up by its name, since its functions cannot be pickled."""
+        return ACTIVATIONS[self.named]
 
     def masked(self, values: Tensor) -> Tensor:
         """The vector of all weights and biases with zeros where nothing is seen."""
