@@ -203,3 +203,10 @@ def test_damped_newton_arrives_where_full_steps_do_not():
     torch.testing.assert_close(problem(found.value), torch.zeros_like(c), rtol=0, atol=1e-11)
     with pytest.raises(rootflow.NotConverged):
         find_root(problem, start, method="newton", max_steps=200)
+
+
+def test_broyden_ends_on_a_linear_equation_within_twice_the_dimension():
+    """Gay 1979 (SIAM J. Numer. Anal. 16:623): at most 2 d steps, where no step is replaced."""
+    problem = linear(torch.float64)
+    found = find_root(problem, problem.tensors[0], method="broyden")
+    assert int(found.steps.median()) <= 2 * 5 + 1

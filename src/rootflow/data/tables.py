@@ -63,7 +63,6 @@ class Table:
         train, validation, _ = self.parts
         return rows[:train], rows[train : train + validation], rows[train + validation :]
 
-
     def only(self, columns: Sequence[str]) -> "Table":
         """The same rows with these columns."""
         places = [self.columns.index(name) for name in columns]
