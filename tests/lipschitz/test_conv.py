@@ -79,7 +79,7 @@ def test_never_below_for_drawn_kernels(kind, m, n, taps, image, scale, dtype, se
 
 @pytest.mark.parametrize("step", [0, 25])
 def test_within_five_percent_of_the_norm_after_training(step):
-    """Two layers taught to sharpen, Adam at a high rate, images of 7 x 7 and 8 x 8 pixels."""
+    """Two layers taught to sharpen, Adam at a high rate, images of 4 x 4 to 8 x 8 pixels."""
     first, last = kernel("random", 24, 4).mul_(0.1), kernel("random", 4, 24).mul_(0.05)
     parameters = [first.requires_grad_(), last.requires_grad_()]
     optimizer = torch.optim.Adam(parameters, lr=2e-2)
@@ -91,7 +91,7 @@ def test_within_five_percent_of_the_norm_after_training(step):
         (found - target).square().mean().backward()
         optimizer.step()
     for w in parameters:
-        for image in ((7, 7), (8, 8)):
+        for image in ((4, 4), (7, 7), (8, 8)):
             check(w.detach().float(), image, slack=0.05)
 
 
@@ -110,7 +110,7 @@ def test_peaks_between_few_frequencies_are_bounded(monkeypatch):
 
 
 def test_a_wrong_guess_of_the_peak_is_noticed(monkeypatch):
-    """Without the candidates' eigenvalues the factorisation must send us to all of them."""
+    """Without the best candidates the factorisation must send us to what it refuses."""
     topk = torch.Tensor.topk
     monkeypatch.setattr(torch.Tensor, "topk", lambda t, k: topk(t, k, largest=False))
     for seed in range(5):

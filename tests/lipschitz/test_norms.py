@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rootflow.lipschitz import norm_bound
 
 DTYPES = [torch.float32, torch.float64]
-SHAPES = [(1, 1), (1, 9), (9, 1), (2, 128), (17, 17), (128, 128), (300, 40), (40, 300)]
+SHAPES = [(1, 1), (1, 9), (9, 1), (2, 128), (17, 17), (128, 128), (300, 40), (170, 200)]
 KINDS = ["random", "ill", "rank one", "huge", "tiny", "orthogonal", "zero", "equal"]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -86,3 +86,26 @@ def test_gradients_are_finite_at_degenerate_matrices(dtype):
             w = matrix(kind, *shape).to(dtype).requires_grad_()
             norm_bound(w).backward()
             assert torch.isfinite(w.grad).all(), kind
+
+
+def test_a_large_matrix_is_bounded_by_proof():
+    """Half a percent above the norm, and the gradient is that of the largest singular value."""
+    w = matrix("random", 180, 170)
+    w = (w + 30 * w[:, :1] * w[:1] / w[0, 0].abs()).requires_grad_()
+    bound = norm_bound(w)
+    bound.backward()
+    u, s, v = torch.linalg.svd(w.detach())
+    excess = bound.detach() / s[0]
+    assert 1.004 < float(excess) < 1.006
+    expected = torch.outer(u[:, 0], v[0]) * excess
+    torch.testing.assert_close(w.grad, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_vector_that_the_guess_cannot_see_is_noticed():
+    """The largest singular vector is orthogonal to the start of the search, and to all else."""
+    start = torch.arange(1.0, 171, dtype=torch.float64).sin()
+    hidden = matrix("random", 170, 1)[:, 0]
+    hidden = hidden - start * (start @ hidden) / (start @ start)
+    w = torch.eye(170, dtype=torch.float64) + 9 * torch.outer(hidden, hidden) / hidden.norm() ** 2
+    bound, truth = check(w)
+    assert truth > 9.99 and bound < 1.03 * truth

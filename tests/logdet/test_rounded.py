@@ -50,9 +50,9 @@ def run(net, x, implicit, seed=1, terms=3):
 def test_the_mean_over_the_rows_that_are_picked_is_that_of_float32(net, implicit, monkeypatch):
     """All four outcomes for a row, forward and backward, with their probabilities."""
     x = draw(3, math.prod(EVENT), seed=2)
-    monkeypatch.setattr(series, "_gains", lambda x: False)
+    monkeypatch.setattr(series, "bfloat16_gains", lambda x: False)
     exact = run(net, x, implicit)
-    monkeypatch.setattr(series, "_gains", lambda x: True)
+    monkeypatch.setattr(series, "bfloat16_gains", lambda x: True)
     mean = [torch.zeros_like(e, dtype=torch.float64) for e in exact]
     rough = None
     for picks in itertools.product((False, True), repeat=2):
@@ -81,7 +81,7 @@ def test_rounding_alone_is_biased_and_the_share_of_rows_mends_it(net, monkeypatc
     x = draw(1, math.prod(EVENT), seed=2).expand(4000, -1)
     scores = {}
     for gains, share in ((False, 17), (True, 10**9 + 1), (True, 17)):
-        monkeypatch.setattr(series, "_gains", lambda x, gains=gains: gains)
+        monkeypatch.setattr(series, "bfloat16_gains", lambda x, gains=gains: gains)
         monkeypatch.setattr(series, "SHARE", share)
         with torch.no_grad():
             weights = net.prepare(torch.zeros(len(x), 2))

@@ -210,3 +210,24 @@ def test_broyden_ends_on_a_linear_equation_within_twice_the_dimension():
     problem = linear(torch.float64)
     found = find_root(problem, problem.tensors[0], method="broyden")
     assert int(found.steps.median()) <= 2 * 5 + 1
+
+
+@every_problem
+def test_a_rough_equation_only_moves_the_start(build):
+    """Rounded to bfloat16, or without a finite value anywhere: the same root, found from nearer."""
+    problem = build(torch.float32)
+    start = torch.zeros_like(problem.tensors[0])
+    exact = find_root(problem, start, on_failure="warn")
+    used = []
+
+    def rounded(z, *tensors):
+        used.append(len(z))
+        return problem.residual(z, *tensors).bfloat16().float()
+
+    for rough in (rounded, lambda z, *tensors: z * torch.nan):
+        equation = Problem(rough, problem.tensors, problem.per_row)
+        found = find_root(problem, start, rough=equation)
+        assert bool(found.converged.all())
+        gap = torch.linalg.vector_norm(found.value - exact.value, dim=-1)
+        assert bool((gap <= found.bound + exact.bound + 1e-6 * (1 + exact.value.norm())).all())
+    assert 1 < len(used) <= 16

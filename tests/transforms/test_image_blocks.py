@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from rootflow import Flow
 from rootflow.logdet import truncation_bound
-from rootflow.transforms import ImplicitBlock, MonotoneBlock, ResidualBlock
+from rootflow.transforms import ImplicitBlock, MonotoneBlock, ResidualBlock, implicit
 
 KINDS = [ImplicitBlock, MonotoneBlock, ResidualBlock]
 EVENT = 2, 4, 4
@@ -162,6 +162,20 @@ def test_certificates_are_true(kind, dtype):
     else:
         assert bool((error <= bound).all())
         assert float(bound.max()) < (1e-2 if dtype is torch.float32 else 1e-10)
+
+
+@every_kind
+def test_first_steps_in_bfloat16_leave_the_root_where_it_is(kind, monkeypatch):
+    block = build(kind, hidden=(16, 16), logdet="exact", spread=1.0).float().eval()
+    x = draw(20, *EVENT, dtype=torch.float32) * 2
+    with torch.no_grad():
+        plain, rounded = [], []
+        for gains, found in ((False, plain), (True, rounded)):
+            monkeypatch.setattr(implicit, "bfloat16_gains", lambda x, gains=gains, **_: gains)
+            found += [block(x)[0], block.inverse(x)[0]]
+        for a, b in zip(plain, rounded, strict=True):
+            torch.testing.assert_close(b, a, rtol=0, atol=3e-5)
+        assert not torch.equal(plain[1], rounded[1])
 
 
 def peak_bytes(terms, solver="auto"):

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .norms import norm_bound
 
@@ -28,6 +29,7 @@ LARGEST = 64  # frequencies per axis; beyond, the peak between them is bounded i
 GLUED = 24  # up to this many pixels a side the four gluings differ enough to be compared
 CANDIDATES = 4
 SLACK = 1e-3  # of the square of the bound, by which it exceeds the largest candidate
+ASSEMBLED = 128  # up to this many inputs or outputs the whole operator is a matrix small enough
 
 
 def _gram_lags(kernel: Tensor) -> Tensor:
@@ -102,10 +104,11 @@ def _peak(lags: Tensor, kernel: Sequence[int], image: Sequence[int]) -> tuple[Te
     peak, bound = candidates[top], heights[top] * (1 + SLACK)
     shifted = -symbols
     shifted.diagonal(dim1=1, dim2=2).add_(bound)
-    if bool(torch.linalg.cholesky_ex(shifted)[1].any()):  # the guess was wrong
-        heights = torch.linalg.eigvalsh(symbols)[:, -1]
-        peak = heights.argmax()
-        bound = heights[peak]
+    above = torch.linalg.cholesky_ex(shifted)[1].nonzero()[:, 0]
+    if len(above):  # the guess was wrong
+        heights = torch.linalg.eigvalsh(symbols[above])[:, -1]
+        top = heights.argmax()
+        peak, bound = above[top], heights[top]
     return angles[peak], bound * excess
 
 
@@ -117,7 +120,8 @@ def conv_bound(kernel: Tensor, size: Sequence[int]) -> Tensor:
     each, or all eigenvalues are computed. Everything runs in float64; the result is raised by the
     rounding of float32, so that it is never below the norm for the kernel as stored. The excess is
     that of the torus over the image (see the module), usually below 3 % from 7 x 7 pixels on, and
-    0.1 % of slack. The bound holds for any stride, which only drops rows. A 1 x 1 kernel is a
+    0.1 % of slack; operators of at most 128 inputs or outputs are assembled, and the bound is their
+    norm. The bound holds for any stride, which only drops rows. A 1 x 1 kernel is a
     matrix at each pixel: ``norm_bound``.
 
     Shapes: ``kernel`` ``(m, n, k, l)`` of odd sides; ``size`` height and width of the image;
@@ -135,12 +139,17 @@ def conv_bound(kernel: Tensor, size: Sequence[int]) -> Tensor:
     v = kernel.double() / scale
     if m < n:
         v = v.transpose(0, 1)  # the symbol transposed: same singular values, smaller Gram matrix
-    with torch.no_grad():
-        angles, bound = _peak(_gram_lags(v), (rows, columns), size)
-        angle = _angle(angles[None], rows, columns)[0]
-        phase = torch.polar(torch.ones_like(angle), angle)
-    symbol = (v * phase).sum((2, 3))
+    if (small := math.prod(size) * v.shape[1] <= ASSEMBLED):
+        inputs = torch.eye(math.prod(size) * v.shape[1], dtype=v.dtype, device=v.device)
+        images = inputs.view(-1, v.shape[1], *size)
+        symbol = F.conv2d(images, v, padding=(rows // 2, columns // 2)).flatten(1).t()
+    else:
+        with torch.no_grad():
+            angles, bound = _peak(_gram_lags(v), (rows, columns), size)
+            angle = _angle(angles[None], rows, columns)[0]
+            phase = torch.polar(torch.ones_like(angle), angle)
+        symbol = (v * phase).sum((2, 3))
     highest = torch.linalg.eigvalsh(symbol.mH @ symbol)[-1].clamp_min(1e-300)
-    excess = (bound / highest.detach()).clamp_min(0).sqrt()
+    excess = 1.0 if small else (bound / highest.detach()).clamp_min(0).sqrt()
     rounded: Tensor = (highest.sqrt() * excess * scale).to(kernel.dtype)
     return rounded * (1 + 4 * torch.finfo(torch.float32).eps)

@@ -8,11 +8,13 @@ others run several times faster on a CPU than with channels first.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["adjoint", "affine", "linear", "outer"]
+__all__ = ["adjoint", "affine", "bfloat16_gains", "linear", "outer"]
 
 NARROW = 4  # convolutions to so few channels waste most of a vector register in torch
 THIN = 16  # matrix products with fewer columns run several times faster from the transposed layout
@@ -49,6 +51,8 @@ def _convolve(x: Tensor, w: Tensor, b: Tensor | None = None, transposed: bool = 
     if few <= NARROW < many:
         out = _narrow(x, w.transpose(0, 1).flip(2, 3) if transposed else w)
         return out if b is None else out + b
+    if transposed and len(x) == 1:  # torch has a slow path for one image
+        w, transposed = w.transpose(0, 1).flip(2, 3), False
     if x.shape[-1] == 1:  # torch could not tell the layout of one channel: add an empty one
         x, w = F.pad(x, (0, 1)), F.pad(w, (0,) * (7 if transposed else 5) + (1,))
     run = F.conv_transpose2d if transposed else F.conv2d
@@ -100,3 +104,16 @@ def outer(u: Tensor, x: Tensor, w: Tensor, added: Tensor | None = None) -> Tenso
             [False, True, False],
         )[1]  # fmt: skip
     return gradient if added is None else gradient + added
+
+
+def bfloat16_gains(x: Tensor, several_times: bool = False) -> bool:
+    """Whether products in bfloat16 are faster than in the float32 of ``x``, on its device.
+
+    ``several_times``: by units made for matrices, not by wider vectors alone.
+    """
+    if x.dtype != torch.float32:
+        return False
+    if x.device.type == "cpu":
+        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(able.get("amx_bf16") or (able.get("avx512_bf16") and not several_times))
+    return x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..lipschitz import CertifiedNet, Tape, Weights
+from ..lipschitz import CertifiedNet, Tape, Weights, bfloat16_gains
 from ..solvers import Problem, find_root
 from .exact import Solve, chunks, gather, inverse_and_log_det, polish, pull, transposed_product
 
@@ -130,16 +130,6 @@ class Series:
             weights.append(1 / p)
             j += 1
         return weights
-
-
-def _gains(x: Tensor) -> bool:
-    """Whether products in bfloat16 are faster than in the float32 of ``x``, on its device."""
-    if x.dtype != torch.float32:
-        return False
-    if x.device.type == "cpu":
-        able: Any = getattr(torch.cpu, "get_capabilities", dict)()
-        return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    return x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _adjoint(tape: Tape, root: int, lipschitz: float, v: Tensor) -> Tensor:
@@ -278,7 +268,7 @@ def estimated(
     probes = (2 * coin - 1).to(at)
     picked = None
     images = len(net.grid) > 1
-    if coefficients and series.save_memory and series.rounded and images and _gains(at):
+    if coefficients and series.save_memory and series.rounded and images and bfloat16_gains(at):
         draws = torch.randint(SHARE, (2, len(at)), generator=generator, device=generator.device)
         forward, backward = (draws == 0).to(at.device)
         picked = forward.nonzero()[:, 0], backward.nonzero()[:, 0]

@@ -21,6 +21,9 @@ from .result import REACTIONS, Problem, Solution, choose
 
 __all__ = ["METHODS", "default_tolerance", "find_root"]
 
+ROUGH = 4e-3  # tolerance of the steps on a rough equation: a unit of bfloat16
+ROUGH_STEPS = 8
+
 
 class _Rule:
     """How a method proposes its next step; rows of its memory can be dropped."""
@@ -216,6 +219,7 @@ def find_root(
     max_steps: int = 1000,
     on_failure: str = "raise",
     adjoint: str = "implicit",
+    rough: Problem | None = None,
 ) -> Solution:
     """Solve ``problem(z) = 0`` for each row of ``start`` ``(batch, d)`` by itself.
 
@@ -223,7 +227,8 @@ def find_root(
     residual is at most ``tol * (1 + |z|)`` (default: 32 machine epsilons). ``start`` gets no
     gradient: a root does not depend on where the search began. ``adjoint``: "implicit" attaches the
     exact derivative of the root with respect to ``problem.tensors``, differentiable again; "none"
-    returns a constant.
+    returns a constant. ``rough``: the same equation at less work and precision, bfloat16 for
+    example; the search takes its first steps there, and what it returns solves ``problem``.
 
     Raises: NotConverged if a row missed ``tol`` and ``on_failure`` is "raise"; "warn" warns, "nan"
     puts NaN into those rows. ``Solution.converged`` tells which. ValueError for an unknown name.
@@ -234,8 +239,12 @@ def find_root(
     if adjoint not in ("implicit", "none"):
         raise ValueError(f"adjoint={adjoint!r} is unknown; choose one of implicit, none")
     tol = default_tolerance(start.dtype) if tol is None else tol
+    start = start.detach()
     with torch.no_grad():
-        found = _iterate(problem.detach(), start.detach(), rule(start.shape[-1]), tol, max_steps)
+        if rough is not None:
+            near = _iterate(rough.detach(), start, rule(start.shape[-1]), ROUGH, ROUGH_STEPS).value
+            start = torch.where(near.isfinite().all(-1, keepdim=True), near, start)
+        found = _iterate(problem.detach(), start, rule(start.shape[-1]), tol, max_steps)
         if not bool(found.converged.all()):
             found = react(found)
     if adjoint == "none" or not torch.is_grad_enabled():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .. import logdet as logdets
-from ..lipschitz import CertifiedNet, LipschitzConvNet, LipschitzNet, Weights
+from ..lipschitz import CertifiedNet, LipschitzConvNet, LipschitzNet, Weights, bfloat16_gains
 from ..solvers import METHODS, Problem, default_tolerance, find_root
 from ..solvers.result import choose
 from .base import Transform
@@ -142,7 +143,8 @@ class _RootBlock(Transform):
         tensors = (c, *weights.tensors())
 
         def residual(y: Tensor, c: Tensor, *tensors: Tensor) -> Tensor:
-            return torch.add(y - c, net.value(y, Weights.rebuild(tensors)), alpha=root)
+            value = net.value(y.to(tensors[0]), Weights.rebuild(tensors))
+            return torch.add(y - c, value.to(y), alpha=root)
 
         def jacobian(y: Tensor, c: Tensor, *tensors: Tensor) -> Tensor:
             jac = net.value_and_jacobian(y, Weights.rebuild(tensors))[1].mT
@@ -155,7 +157,10 @@ class _RootBlock(Transform):
             return find_root(problem, c, method=self.solver, adjoint="none").value
         # the norm of an image grows with its size, and the tolerance with the norm: be stricter
         tol = default_tolerance(c.dtype) / 4
-        y = find_root(problem, c, method=self.solver, tol=tol, adjoint="none").value
+        rough = None
+        if bfloat16_gains(c, several_times=True):
+            rough = replace(problem, tensors=(c, *weights.to(torch.bfloat16).tensors()))
+        y = find_root(problem, c, method=self.solver, tol=tol, adjoint="none", rough=rough).value
         return y - residual(y, *tensors)
 
     def _certificate(
