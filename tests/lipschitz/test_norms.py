@@ -108,4 +108,4 @@ def test_a_vector_that_the_guess_cannot_see_is_noticed():
     hidden = hidden - start * (start @ hidden) / (start @ start)
     w = torch.eye(170, dtype=torch.float64) + 9 * torch.outer(hidden, hidden) / hidden.norm() ** 2
     bound, truth = check(w)
-    assert truth > 9.99 and bound < 1.03 * truth
+    assert 9.99 < truth <= bound < 1.03 * truth

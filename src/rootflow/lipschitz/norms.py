@@ -102,8 +102,8 @@ def norm_bound(w: Tensor, squarings: int = 7) -> Tensor:
     side is at most 16 the largest eigenvalue of G is computed in float64 instead; from 160 on half
     a percent more than a Rayleigh quotient is proved to suffice, which costs a quarter of the
     squarings (second derivatives are those of the trace form there, as is the bound where the
-    proof fails). The result is raised by a bound on the rounding error, so that it is never below the norm of the matrix as
-    stored.
+    proof fails). The result is raised by a bound on the rounding error, so that it is never below
+    the norm of the matrix as stored.
 
     Shapes: ``w`` ``(..., m, n)``, result ``(...)``, in the units of ``w``. Differentiable twice.
     """

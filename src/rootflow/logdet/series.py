@@ -86,9 +86,9 @@ class Series:
 
     @staticmethod
     def leading(lipschitz: float) -> int:
-        """The first term that, by the bound, is at most a tenth of a nat per dimension."""
+        """The first term that, by the bound, is at most 0.3 nats per dimension."""
         k = 1
-        while lipschitz**k / k > 0.1:
+        while lipschitz**k / k > 0.3:
             k += 1
         return k
 
@@ -105,8 +105,8 @@ class Series:
 
     @staticmethod
     def geometric_ratio(lipschitz: float) -> float:
-        """The q of the geometric tail: (1.1 rho)^2, kept below half way between rho^2 and 1."""
-        return min((1.1 * lipschitz) ** 2, (1 + lipschitz**2) / 2)
+        """The q of the geometric tail, rho^1.5: little work, since real terms shrink faster."""
+        return math.pow(lipschitz, 1.5)
 
     def survival(self, j: int, lipschitz: float) -> float:
         """P(N >= j)."""
