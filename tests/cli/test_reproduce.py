@@ -43,7 +43,7 @@ def test_a_run_announces_its_time_and_prints_a_table(tiny):
     assert "published" in result.stdout
     assert (tiny / "runs" / "tiny-smoke-0" / "result.json").exists()
     lines = (tiny / "runs" / "results.jsonl").read_text().splitlines()
-    command = "rootflow reproduce tiny --scale smoke --seed 0 --out runs/tiny-smoke-0"
+    command = "rootflow reproduce tiny --scale smoke --seed 0"
     assert [json.loads(line)["command"] for line in lines] == [command]
     again = succeeds("reproduce", "tiny", "--scale", "smoke")
     assert "done before" in again.stderr
@@ -96,7 +96,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path):
             break
     _, rest = process.communicate(timeout=120)
     assert process.returncode == 130, rest
-    assert "the same command goes on from here: rootflow reproduce one-d-fit" in rest
+    assert "goes on from here: rootflow reproduce one-d-fit" in rest
     assert (tmp_path / "run" / "parts" / "by-hand" / "result.json").exists()
     assert not (tmp_path / "run" / "result.json").exists()
 

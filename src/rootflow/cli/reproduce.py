@@ -74,19 +74,18 @@ def reproduce(
     if not quiet:
         minutes = duration(found.settings[chosen].minutes())
         say(f"{name} at scale {chosen}: at most about {minutes} on an idle core; writes {out}")
-    words = ["rootflow", "reproduce", name, "--scale", chosen, "--seed", str(seed)]
-    words += ["--out", str(out)]
+    command = shlex.join(["rootflow", "reproduce", name, "--scale", chosen, "--seed", str(seed)])
     with Signals() as signals:
         try:
             result = run(
-                found, chosen, out, seed=seed, store=store, command=shlex.join(words),
+                found, chosen, out, seed=seed, store=store, command=command,
                 say=(lambda _: None) if quiet else say,
                 should_stop=lambda: signals.received is not None,
             )  # fmt: skip
         except Stopped:
             raise Interrupted(
                 signals.received or signal.SIGINT,
-                f"interrupted; the same command goes on from here: {shlex.join(words)}",
+                f"interrupted; this goes on from here: {command} --out {shlex.quote(str(out))}",
             ) from None
     if as_json:
         print_json(result.model_dump())
