@@ -42,6 +42,7 @@ class CertifiedNet(nn.Module):
         self.weights = nn.ParameterList(torch.empty(s) for s in shapes)
         widths = [*([grid[-1]] if preactivation else []), *(s[0] for s in shapes)]
         self.biases = nn.ParameterList(torch.zeros(w) for w in widths)
+        self.width = math.prod(grid[:-1]) * max(widths)  # numbers of the widest layer of a row
         self.raw_scale = (
             nn.Parameter(torch.full((len(widths) - 1,), math.log(math.expm1(0.5))))
             if self.activation.learned_scale
@@ -53,12 +54,6 @@ class CertifiedNet(nn.Module):
             else None
         )
         self.reset_parameters()
-
-    @property
-    def width(self) -> int:
-        """Numbers of the widest layer of one row."""
-        widest: int = max(b.numel() for b in self.biases)
-        return math.prod(self.grid[:-1]) * widest
 
     def reset_parameters(self) -> None:
         """Uniform weights of variance 1 / (3 fan-in), a zero last layer, biases over one period."""
@@ -81,23 +76,26 @@ class CertifiedNet(nn.Module):
 
     def prepare(self, context: Tensor | None = None) -> Weights:
         """Normalised weights for this call; ``context`` is ``(batch, context)`` or None."""
-        bounds = torch.stack([self._norm(w) for w in self.weights])
+        weights, own = list(self.weights), list(self.biases)
+        bounds = torch.stack([self._norm(w) for w in weights])
         shrink = (self.lipschitz / bounds.prod().clamp_min(self.lipschitz)).pow(1 / len(bounds))
         rate = F.softplus(self.raw_scale).clamp_min(1e-4) if self.raw_scale is not None else None
         extra = None
         if self.context_net is not None and context is not None:
-            extra = self.context_net(context).split([b.numel() for b in self.biases], -1)
-        one, last = bounds.new_ones(()), len(self.biases) - 1
-        plain = [*([one] if self.preactivation else []), *(w * shrink for w in self.weights)]
+            extra = self.context_net(context).split([b.numel() for b in own], -1)
+        last = len(own) - 1
+        shares = [(w, shrink) for w in weights]
+        if self.preactivation:
+            shares.insert(0, (one := bounds.new_ones(()), one))
         matrices, biases = [], []
-        scale_out: Tensor | float = one
-        for k, (w, b) in enumerate(zip(plain, self.biases, strict=True)):
-            scale_in = one
+        scale_out: Tensor | float = 1.0
+        for k, ((w, share), b) in enumerate(zip(shares, own, strict=True)):
+            scale_in: Tensor | float = 1.0
             if k < last:
-                scale_in = rate[k] if rate is not None else one * self.activation.scale_in
+                scale_in = rate[k] if rate is not None else self.activation.scale_in
             b = b if extra is None else b + extra[k]
-            matrices.append(w * (scale_in * scale_out))
-            biases.append(b * scale_in)
+            matrices.append(w * (share * (scale_in * scale_out)))
+            biases.append(b * scale_in if k < last else b)
             divisor = rate[k] if rate is not None and k < last else 1
             scale_out = self.activation.scale_out / divisor
         return Weights(tuple(matrices), tuple(biases))
@@ -108,18 +106,20 @@ class CertifiedNet(nn.Module):
 
     def value(self, x: Tensor, weights: Weights) -> Tensor:
         """Evaluate g: ``(batch, features)`` to ``(batch, features)``."""
-        last = len(weights.matrices) - 1
         size = len(x) if len(self.grid) == 1 else max(1, CACHE_ELEMENTS // self.width)
-        values = []
-        for start in range(0, max(len(x), 1), max(size, 1)):
-            rows = slice(start, start + size)
-            h = x[rows].view(-1, *self.grid)
-            for k, (w, b) in enumerate(zip(*weights.rows(rows), strict=True)):
-                h = affine(h, w, b)
-                if k < last:
-                    h = self.activation(h)
-            values.append(h.flatten(1))
-        return values[0] if len(values) == 1 else torch.cat(values)
+        if len(x) <= size:
+            return self._value(x, weights)
+        parts = (slice(start, start + size) for start in range(0, len(x), size))
+        return torch.cat([self._value(x[rows], weights.rows(rows)) for rows in parts])
+
+    def _value(self, x: Tensor, weights: Weights) -> Tensor:
+        h = x.view(-1, *self.grid)
+        last = len(weights.matrices) - 1
+        for k, (w, b) in enumerate(zip(*weights, strict=True)):
+            h = affine(h, w, b)
+            if k < last:
+                h = self.activation(h)
+        return h.flatten(1)
 
     def rounding(self, x: Tensor, weights: Weights) -> Tensor:
         """Estimate ``(batch,)`` of the 2-norm error that floating point makes in ``value``.

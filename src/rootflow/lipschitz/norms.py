@@ -61,11 +61,13 @@ def _bound(w: Tensor, squarings: int) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.matrix_norm(gram, keepdim=True).clamp_min(tiny)
         start = power = gram / norm
         log_norm = total = norm.log()
-        for _ in range(squarings):  # power is G^(2^k) up to the factor exp(total)
+        for k in range(1, squarings + 1):  # power is G^(2^k) up to the factor exp(total)
             power = power @ power
-            norm = torch.linalg.matrix_norm(power, keepdim=True).clamp_min(tiny)
-            power = power / norm
-            total = 2 * total + norm.log()
+            total = 2 * total
+            if k % 4 == 0:  # until then no less than n^-8 is left of a norm of one
+                norm = torch.linalg.matrix_norm(power, keepdim=True).clamp_min(tiny)
+                power = power / norm
+                total = total + norm.log()
         projector = [power]
         trace = (start * power).sum((-2, -1)).clamp_min(tiny)
         bound = ((trace.log() + (log_norm + total)[..., 0, 0]) / (2 * (2**squarings + 1))).exp()

@@ -25,6 +25,19 @@ ROUGH = 4e-3  # tolerance of the steps on a rough equation: a unit of bfloat16
 ROUGH_STEPS = 8
 
 
+def _dot(v: Tensor, w: Tensor) -> Tensor:
+    """Inner product of each row, ``(batch, 1)``."""
+    product = v * w
+    if v.shape[-1] > 16:
+        return product.sum(-1, keepdim=True)
+    return product @ v.new_ones(v.shape[-1], 1)  # torch sums short rows one by one
+
+
+def _norm(v: Tensor) -> Tensor:
+    norm: Tensor = _dot(v, v)[:, 0].sqrt_()
+    return norm
+
+
 class _Rule:
     """How a method proposes its next step; rows of its memory can be dropped."""
 
@@ -76,7 +89,7 @@ class _Broyden(_Rule):
 
     def _apply(self, v: Tensor) -> Tensor:
         for u, w in zip(self.left, self.right, strict=True):
-            v = torch.addcmul(v, u, (w * v).sum(-1, keepdim=True))
+            v = torch.addcmul(v, u, _dot(w, v))
         return v
 
     def propose(self, problem: Problem, z: Tensor, f: Tensor) -> Tensor:
@@ -88,13 +101,13 @@ class _Broyden(_Rule):
         assert self.ahead is not None
         h_new = self._apply(f_new)
         hy = h_new - self.ahead
-        denominator = (step * hy).sum(-1, keepdim=True)
-        safe = denominator.abs() > 1e-3 * (step * step).sum(-1, keepdim=True)
-        u = torch.where(safe, (step - hy) / torch.where(safe, denominator, 1), 0)
+        denominator = _dot(step, hy)
+        safe = denominator.abs() > 1e-3 * _dot(step, step)
+        u = (step - hy) * torch.where(safe, 1 / denominator, 0)
         # (I + u step^T) H is the updated inverse
         self.left.append(u)
         self.right.append(step)
-        self.ahead = torch.addcmul(h_new, u, (step * h_new).sum(-1, keepdim=True))
+        self.ahead = torch.addcmul(h_new, u, _dot(step, h_new))
         if len(self.left) > 24:
             del self.left[0], self.right[0]
             self.ahead = self._apply(f_new)
@@ -150,11 +163,6 @@ METHODS: dict[str, Callable[[int], _Rule]] = {
 def default_tolerance(dtype: torch.dtype) -> float:
     """Residual relative to ``1 + |z|`` that rounding lets every row reach: 32 machine epsilons."""
     return 32 * torch.finfo(dtype).eps
-
-
-def _norm(v: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(v, dim=-1)
-    return norm
 
 
 def _iterate(problem: Problem, z: Tensor, rule: _Rule, tol: float, max_steps: int) -> Solution:
