@@ -18,6 +18,7 @@ from ..flow import Flow
 from ..training.stepper import Stepper
 from ..transforms import ActNorm, Standardise
 from ..zoo import flow as build_flow
+from .amortised import importance_bound
 from .config import VIConfig
 from .examine import examine, require_proper
 from .gaussian import cover, fit_gaussian
@@ -87,7 +88,7 @@ class _Fitter(Stepper):
             raise ValueError("flow has no parameters to fit")
         super().__init__(learned, config)
         self.device = learned[0].device
-        self.best_ratios: Tensor | None = None
+        self.best_bounds: Tensor | None = None
         self.anchor: Tensor | None = None
         self.generator = torch.Generator(self.device).manual_seed(config.seed * 2 + 1)
         self.waited = 0
@@ -123,6 +124,13 @@ class _Fitter(Stepper):
             trace.steps, trace.skipped = self.step, self.skipped
         return bound if self.skipped == before else math.nan
 
+    def bounds(self, ratios: Tensor) -> Tensor:
+        """What the fit raises, of each draw or group of draws, from log ratios ``(draws,)``."""
+        if self.config.objective != "iw":
+            return ratios
+        size = min(self.config.particles, len(ratios))
+        return importance_bound(ratios[: len(ratios) // size * size].view(size, -1))
+
     def stuck(self) -> TargetError:
         share = self.trace.bad_draws / max(self.trace.draws, 1)
         return TargetError(
@@ -135,7 +143,7 @@ class _Fitter(Stepper):
         """ELBO of the averaged weights, its standard error, and the variance of the log ratios.
 
         The latents are the same each time, so that two evaluations differ by the weights alone;
-        keeps the best weights and counts evaluations since the ELBO rose by more than the standard
+        keeps the best weights and counts evaluations since the bound rose by more than the standard
         error of the difference. None if the flow could not be evaluated.
         """
         own = self.put(self.average)
@@ -161,17 +169,18 @@ class _Fitter(Stepper):
             return None
         mean, variance = float(ratios[good].mean()), float(ratios[good].var())
         self.waited += 1
-        if _gain(ratios, self.best_ratios)[0] > 0:
-            self.best, self.best_ratios = average, ratios
+        bounds = self.bounds(ratios)
+        if _gain(bounds, self.best_bounds)[0] > 0:
+            self.best, self.best_bounds = average, bounds
             self.trace.best_step = self.trace.steps
-        gain, error = _gain(ratios, self.anchor)
+        gain, error = _gain(bounds, self.anchor)
         if gain > error:  # against the last such gain, so that small ones add up
-            self.anchor, self.waited = ratios, 0
+            self.anchor, self.waited = bounds, 0
         return mean, math.sqrt(variance / int(good.sum())), variance
 
 
 def _gain(ratios: Tensor, before: Tensor | None) -> tuple[float, float]:
-    """Rise of the ELBO from one evaluation to another at the same latents, its standard error."""
+    """Rise of the bound from one evaluation to another at the same latents, its standard error."""
     if before is None:
         return math.inf, 0.0
     change = ratios - before
@@ -323,7 +332,7 @@ def _place(
 
 
 def _finish(fitter: _Fitter, trace: Trace, begin: float) -> None:
-    fitter.put(fitter.best if fitter.best_ratios is not None else fitter.average)
+    fitter.put(fitter.best if fitter.best_bounds is not None else fitter.average)
     fitter.flow.eval()
     trace.seconds = time.monotonic() - begin
 
@@ -374,7 +383,7 @@ def _loop(
         if due:
             since = now
             if fitter.beta(done) < 1:
-                fitter.best_ratios = fitter.anchor = None  # of another density
+                fitter.best_bounds = fitter.anchor = None  # of another density
             if report(done) and fitter.beta(done) == 1:
                 trace.stopped = "exact"
                 break

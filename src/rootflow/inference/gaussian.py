@@ -19,7 +19,8 @@ CLIMBS = 6  # starting points
 CLIMB_STEPS = 60
 DRAWS = 64  # of each ELBO estimate, with their mirror images, the same for all candidates
 JUDGED = 1024  # draws of the final judgement
-REFINE_STEPS = 60  # of a round
+REFINE_STEPS = 30  # of a round
+RATE = 0.3  # of a natural gradient, at first
 ROUNDS = 12
 LITTLE = 0.1  # nats
 EXACT = 1e-4
@@ -72,14 +73,7 @@ def fit_gaussian(
     k = starts.shape[1]
     z = torch.randn(DRAWS, k, generator=generator, dtype=torch.float64).to(starts.device)
     z = torch.cat([z, -z])
-    found: list[Gaussian] = []
-    for start in _far_apart(starts):
-        if found and late():
-            break
-        best = climb(target, start, z, late)
-        if best is not None:
-            found.append(best)
-    several = _distinct(target, found)
+    several = _distinct(target, climb(target, _far_apart(starts), z, late))
     best = max([*several[:1], _round(target, starts, z)], key=lambda g: g.elbo)
     for _ in range(ROUNDS):  # each in the coordinates that the one before has found
         refined = refine(target, best, generator, late)
@@ -97,7 +91,7 @@ def fit_gaussian(
     factor, failed = torch.linalg.cholesky_ex(inner + outer)
     if int(failed):  # means beyond what float64 resolves: the density is improper
         return best
-    both = Gaussian(mean, factor, elbo(target, mean, factor, z), len(several))
+    both = Gaussian(mean, factor, float(elbo(target, mean, factor, z)), len(several))
     return _judged(target, both, generator)
 
 
@@ -133,8 +127,11 @@ def cover(target: Target, start: Gaussian, generator: torch.Generator) -> Gaussi
 def _round(target: Target, starts: Tensor, z: Tensor) -> Gaussian:
     """The best of some Gaussians of equal sds, around zero and around the best start."""
     eye = torch.eye(starts.shape[1]).to(starts)
-    tried = [(m, s * eye) for m in (starts[0], 0 * starts[0]) for s in (0.1, 1.0)]
-    return max((Gaussian(m, f, elbo(target, m, f, z)) for m, f in tried), key=lambda g: g.elbo)
+    means = torch.stack([starts[0], starts[0], 0 * starts[0], 0 * starts[0]])
+    factors = torch.stack([0.1 * eye, eye, 0.1 * eye, eye])
+    heights = elbo(target, means, factors, z)
+    at = int(heights.argmax())
+    return Gaussian(means[at], factors[at], float(heights[at]))
 
 
 def _judged(target: Target, found: Gaussian, generator: torch.Generator) -> Gaussian:
@@ -150,7 +147,7 @@ def _judged(target: Target, found: Gaussian, generator: torch.Generator) -> Gaus
     return replace(found, share=importance_ess(psis(ratios).log_weights) / len(z))
 
 
-def _far_apart(starts: Tensor) -> list[Tensor]:
+def _far_apart(starts: Tensor) -> Tensor:
     """The best start, zero, and others each as far as can be from those before.
 
     Mirror images of the starts count as well, so that no side is left out.
@@ -160,7 +157,7 @@ def _far_apart(starts: Tensor) -> list[Tensor]:
     while len(chosen) < min(CLIMBS, len(starts)):
         gaps = torch.cdist(starts, torch.stack(chosen)).amin(1)
         chosen.append(starts[gaps.argmax()])
-    return chosen
+    return torch.stack(chosen)
 
 
 def _distinct(target: Target, found: list[Gaussian]) -> list[Gaussian]:
@@ -186,114 +183,119 @@ def _apart(target: Target, g: Gaussian, h: Gaussian) -> bool:
 
 
 @torch.no_grad()
-def elbo(target: Target, mean: Tensor, factor: Tensor, z: Tensor) -> float:
-    """ELBO in nats over the given z; -inf if more than a tenth of the points are not finite."""
-    value = target.unconstrained_log_prob(mean + z @ factor.T).double()
+def elbo(target: Target, mean: Tensor, factor: Tensor, z: Tensor) -> Tensor:
+    """ELBO ``(...)`` in nats of Gaussians ``(..., k)``, ``(..., k, k)`` over z ``(n, k)``.
+
+    -inf if more than a tenth of the points are not finite.
+    """
+    k = mean.shape[-1]
+    points = mean[..., None, :] + z @ factor.mT
+    value = target.unconstrained_log_prob(points.reshape(-1, k)).double().view(points.shape[:-1])
     good = value.isfinite()
-    if float(good.double().mean()) < 0.9:
-        return -math.inf
     # log q draw by draw, not its mean: for a Gaussian target the difference then has no noise
-    log_scale = torch.linalg.slogdet(factor)[1] + len(mean) / 2 * math.log(2 * math.pi)
-    return float((value + z.square().sum(1) / 2)[good].mean() + log_scale)
+    ratios = torch.where(good, value + z.square().sum(1) / 2, 0.0).sum(-1) / good.sum(-1)
+    log_scale = torch.linalg.slogdet(factor)[1] + k / 2 * math.log(2 * math.pi)
+    return torch.where(good.double().mean(-1) < 0.9, -math.inf, ratios + log_scale)
 
 
-def curvature(target: Target, u: Tensor, steps: Tensor) -> Tensor | None:
-    """The Hessian at u by central differences of the gradient, (k, k); None if not finite."""
-    shifts = torch.diag(steps)
-    _, g = target.value_and_gradient(torch.cat([u + shifts, u - shifts]))
-    k = len(u)
-    hessian = (g[:k] - g[k:]).double() / (2 * steps[:, None])
-    return (hessian + hessian.T) / 2 if bool(hessian.isfinite().all()) else None
+def differences(target: Target, u: Tensor, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Value ``(m,)``, gradient ``(m, k)`` and Hessian ``(m, k, k)`` at u ``(m, k)``.
+
+    The Hessian by central differences of the gradient over ``steps`` ``(m, k)``.
+    """
+    m, k = u.shape
+    shifts = torch.diag_embed(steps)
+    points = torch.cat([u[:, None] + shifts, u[:, None] - shifts, u[:, None]], 1)
+    value, gradient = target.value_and_gradient(points.view(-1, k))
+    value, gradient = value.double().view(m, -1), gradient.double().view(m, -1, k)
+    hessian = (gradient[:, :k] - gradient[:, k:-1]) / (2 * steps[..., None])
+    return value[:, -1], gradient[:, -1], (hessian + hessian.mT) / 2
 
 
-def local_factor(hessian: Tensor) -> Tensor:
-    """A factor of |-H|^-1, with eigenvalues taken as absolute and kept from zero; (k, k)."""
-    scale = hessian.diagonal().abs()
-    scale = torch.where(scale > 0, scale, 1.0).rsqrt()
-    values, vectors = torch.linalg.eigh(-hessian * scale * scale[:, None])
-    result: Tensor = scale[:, None] * vectors * values.abs().clamp_min(1e-6).rsqrt()
+def local_factors(hessian: Tensor) -> Tensor:
+    """Factors of |-H|^-1, with eigenvalues taken as absolute and kept from zero; (m, k, k)."""
+    scale = hessian.diagonal(dim1=1, dim2=2).abs()
+    scale = torch.where(scale > 0, scale, 1.0).rsqrt()[..., None]
+    values, vectors = torch.linalg.eigh(-hessian * scale * scale.mT)
+    result: Tensor = scale * vectors * values.abs().clamp_min(1e-6).rsqrt()[:, None]
     return result
 
 
 def climb(
-    target: Target, start: Tensor, z: Tensor, late: Callable[[], bool]
-) -> Gaussian | None:
-    """The best local Gaussian on an uphill path from ``start``; None if there is none."""
+    target: Target, starts: Tensor, z: Tensor, late: Callable[[], bool]
+) -> list[Gaussian]:
+    """The best local Gaussian on the uphill path from each of ``starts`` that has one."""
     fine = 1e-4 if target.dtype == torch.float64 else 1e-2
-    u, steps = start.double(), torch.full_like(start, fine).double()
-    lengths = torch.tensor([2.0**-k for k in range(-2, 12)], dtype=u.dtype, device=u.device)
-    best, worse = None, 0
+    u, steps = starts, torch.full_like(starts, fine)
+    lengths = torch.tensor([2.0**-k for k in range(-2, 12)]).to(u)[:, None]
+    mean, factor = u.clone(), torch.diag_embed(steps)
+    height = u.new_full((len(u),), -math.inf)
+    worse = height.new_zeros(len(u))  # steps since the best
+    on = torch.arange(len(u), device=u.device)  # paths that still climb
     for _ in range(CLIMB_STEPS):
-        hessian = curvature(target, u, steps)
-        if hessian is None:
+        value, gradient, hessian = differences(target, u, steps)
+        known = hessian.isfinite().all((1, 2)) & gradient.isfinite().all(1)
+        if not bool(known.any()):
             break
-        factor = local_factor(hessian)
-        here = Gaussian(u, factor, elbo(target, u, factor, z))
-        if best is None or here.elbo > best.elbo:
-            best, worse = here, 0
-        else:
-            worse += 1
-        value, gradient = target.value_and_gradient(u[None])
-        ahead = factor @ (factor.T @ gradient[0].double())
-        gain = float(gradient[0].double() @ ahead)
-        if gain < 1e-6 or worse >= 10 or late():
-            break
-        points = u + lengths[:, None] * ahead
+        u, value, gradient, on = u[known], value[known], gradient[known], on[known]
+        factors = local_factors(hessian[known])
+        here = elbo(target, u, factors, z)
+        better = here > height[on]
+        worse[on] = torch.where(better, 0, worse[on] + 1)
+        rows = on[better]
+        mean[rows], factor[rows], height[rows] = u[better], factors[better], here[better]
+        ahead = (factors @ (factors.mT @ gradient[..., None]))[..., 0]
+        points = u[:, None] + lengths * ahead[:, None]
         with torch.no_grad():
-            values = target.unconstrained_log_prob(points).double().nan_to_num(nan=-math.inf)
-        values = torch.where(values == math.inf, -math.inf, values)
-        if not float(values.max()) > float(value[0]):
+            values = target.unconstrained_log_prob(points.view(-1, u.shape[1])).double()
+        values = torch.where(values < math.inf, values, -math.inf).view(len(u), -1)  # NaN too
+        highest, at = values.max(1)
+        going = ((gradient * ahead).sum(1) >= 1e-6) & (worse[on] < 10) & (highest > value)
+        if late() or not bool(going.any()):
             break
-        u = points[values.argmax()]
-        sds = factor.square().sum(1).sqrt()
+        u, on = points[going, at[going]], on[going]
+        sds = factors[going].square().sum(2).sqrt()
         steps = (1e-2 * sds).clamp(min=fine * 1e-4, max=1.0)
-    return None if best is None or not math.isfinite(best.elbo) else best
+    found = zip(mean, factor, height.tolist(), strict=True)
+    return [Gaussian(*g) for g in found if math.isfinite(g[2])]
 
 
+@torch.no_grad()
 def refine(
     target: Target, start: Gaussian, generator: torch.Generator, late: Callable[[], bool]
 ) -> Gaussian:
-    """Full-rank Gaussian reverse KL by path gradients, in the coordinates of ``start``."""
+    """Full-rank Gaussian reverse KL by natural gradients, estimated by path gradients.
+
+    In coordinates where q is standard normal, with s the gradient of log p - log q: the mean moves
+    along E s and the precision I along -E s z^T, a Newton step for a rate of one (compare Khan and
+    Rue 2023, The Bayesian learning rule, arXiv:2107.04562). Both vanish draw by draw at a target
+    that is Gaussian.
+    """
     k = len(start.mean)
-    shift = torch.zeros(k, dtype=torch.float64, device=start.mean.device)
-    lower, log_diagonal = torch.zeros(k, k).to(shift), torch.zeros(k).to(shift)
-    parameters = [shift.requires_grad_(), lower.requires_grad_(), log_diagonal.requires_grad_()]
-    averages = [p.detach().clone() for p in parameters]
-    # Scores are of order one in these coordinates; the large eps keeps Adam from blowing up noise.
-    optimiser = torch.optim.Adam(parameters, lr=0.03, betas=(0.9, 0.99), eps=1e-3)
+    mean, factor = start.mean, start.factor
     for step in range(REFINE_STEPS):
-        if late():
-            break
-        for group in optimiser.param_groups:
-            group["lr"] = 0.03 * 0.5 * (1 + math.cos(math.pi * step / REFINE_STEPS))
-        z = torch.randn(DRAWS // 2, k, generator=generator, dtype=torch.float64).to(shift)
+        z = torch.randn(max(DRAWS, 2 * k), k, generator=generator, dtype=torch.float64).to(mean)
         z = torch.cat([z, -z])
-        factor = torch.tril(lower, -1) + torch.diag(log_diagonal.exp())
-        w = shift + z @ factor.T
-        u = start.mean + w.detach() @ start.factor.T
-        _, gradient = target.value_and_gradient(u)
-        # d log q / d w = -factor^-T z; the path gradient leaves out how q itself moves
-        score = gradient.double() @ start.factor + torch.linalg.solve(factor.detach().T, z.T).T
+        _, gradient = target.value_and_gradient(mean + z @ factor.T)
+        score = gradient.double() @ factor + z
         good = score.isfinite().all(1)
-        if not bool(good.any()):
+        if late() or not bool(good.any()):
             break
-        norm = score[good].norm(dim=1)
-        if float(norm.max()) < EXACT:  # q is the target; path gradients then vanish draw by draw
+        score, z = score[good], z[good]
+        norm = score.norm(dim=1)
+        if float(norm.max()) < EXACT:
             break
-        score = score[good] * (10 * norm.median() / norm.clamp_min(1e-300)).clamp(max=1)[:, None]
-        loss = -(w[good] * score).sum(1).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 10 * math.sqrt(k))
-        optimiser.step()
-        decay = min(0.98, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - decay)
-    mean = start.mean + start.factor @ averages[0]
-    factor = start.factor @ (torch.tril(averages[1], -1) + torch.diag(averages[2].exp()))
-    z = torch.randn(4 * DRAWS, k, generator=generator, dtype=torch.float64).to(shift)
+        score = score * (10 * norm.median() / norm.clamp_min(1e-300)).clamp(max=1)[:, None]
+        rate = RATE * 0.5 * (1 + math.cos(math.pi * step / REFINE_STEPS))
+        bend = score.T @ z / len(z)
+        values, vectors = torch.linalg.eigh((bend + bend.T) / 2)
+        stretch = (1 - (rate * values).clamp(max=0.75)).rsqrt()
+        factor = factor @ (vectors * stretch)
+        shift = rate * stretch * (vectors.T @ score.mean(0))
+        mean = mean + factor @ (shift * (math.sqrt(k) / shift.norm()).clamp(max=1))
+    z = torch.randn(4 * DRAWS, k, generator=generator, dtype=torch.float64).to(mean)
     candidates = [
-        Gaussian(m, f, elbo(target, m, f, z))
+        Gaussian(m, f, float(elbo(target, m, f, z)))
         for m, f in ((mean, factor), (start.mean, start.factor))
     ]
     return max(candidates, key=lambda g: g.elbo)
