@@ -61,7 +61,9 @@ class Progress:
 
     def __init__(self, config: Budget, quiet: bool, step: int = 0, seconds: float = 0.0) -> None:
         self.config, self.step = config, step
-        self.start, self.begin = step, time.monotonic()
+        processor = getattr(config, "clock", "wall") == "processor"
+        self.clock = time.process_time if processor else time.monotonic
+        self.start, self.begin, self.spent = step, time.monotonic(), self.clock()
         self.before, self.validation = seconds, ""
         self.offset = self.done = self._fraction()
         self.shown = self.begin
@@ -83,7 +85,7 @@ class Progress:
             self.bar.stop()
 
     def _fraction(self) -> float:
-        seconds = self.before + time.monotonic() - self.begin
+        seconds = self.before + self.clock() - self.spent
         by_time = seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
         by_step = self.step / self.config.steps if self.config.steps else 0.0
         return min(max(by_time, by_step), 1.0)
