@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .errors import CheckpointError
 
 __all__ = [
-    "FORMAT_VERSION", "MIGRATIONS", "Budget", "fill", "read_config", "read_directory",
+    "FORMAT_VERSION", "MIGRATIONS", "Budget", "fill", "plain", "read_config", "read_directory",
     "save_directory", "write_atomically", "write_json",
 ]  # fmt: skip
 
@@ -51,6 +52,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it: tuples become lists; infinity and NaN become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -263,10 +263,9 @@ def test_a_small_missed_mode_shows_in_the_coverage():
 @pytest.mark.parametrize("seed", range(3))
 def test_right_draws_are_good(seed):
     it, known = target("eight-modes"), reference("eight-modes")
-    x = it.draw(2000, generator(100 + seed))
+    x = it.sampler(2000, generator(100 + seed))
     found = compare_draws(
-        x, known.draws, known.names, means=known.means, sds=known.sds, count=known.count,
-        log_q_draws=it.log_prob(x), log_q_reference=it.log_prob(known.draws), seed=seed,
+        x, known, log_q_draws=it.log_prob(x), log_q_reference=it.log_prob(known.draws), seed=seed,
     )  # fmt: skip
     judged = verdict(psis(torch.zeros(2000)), found)
     assert judged.level == "good", judged

@@ -18,6 +18,7 @@ from rich.table import Table as Grid
 from typer.core import TyperGroup
 
 from rootflow.errors import RootflowError
+from rootflow.store import plain
 
 __all__ = [
     "Commands", "Interrupted", "WrongUse", "machine", "nats", "plain", "print_grid", "print_json",
@@ -43,15 +44,6 @@ class Interrupted(Exception):
 def say(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def plain(value: Any) -> Any:
-    """The value as JSON can hold it: tuples become lists; infinity and NaN become None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def print_json(content: Mapping[str, Any]) -> None:

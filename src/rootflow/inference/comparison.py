@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Comparison", "Estimate", "ParameterError", "compare_draws"]
+from ..store import plain
+
+__all__ = ["Comparison", "Estimate", "ParameterError", "Reference", "compare_draws"]
 
 # What a comparison calls good, and what it calls wrong; beyond means by more than two MCSEs.
 GOOD_SHIFT, WRONG_SHIFT = 0.1, 0.5  # reference standard deviations
@@ -18,11 +20,6 @@ GOOD_RATIO, WRONG_RATIO = 0.1, 0.5  # |log(sd of q / sd of the reference)|
 GOOD_P = 0.005  # below, the two-sample test tells both sets of draws apart
 WRONG_UNCOVERED = 0.01  # share of reference draws where q is smaller than at 99.9 % of its own
 UNCOVERED_LEVEL = 0.001
-
-
-def finite_or_none(value: Any) -> Any:
-    """None for NaN and infinities, which JSON cannot hold."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,22 @@ class Estimate:
     draws: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {name: finite_or_none(value) for name, value in vars(self).items()}
+        found: dict[str, Any] = plain(vars(self))
+        return found
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Independent draws ``(n, d)`` of ``names``; ``means`` and ``sds`` ``(d,)`` of ``count`` draws.
+
+    ``draws`` are some of the ``count`` ones. Everything is float64.
+    """
+
+    names: tuple[str, ...]
+    draws: Tensor
+    means: Tensor
+    sds: Tensor
+    count: int
 
 
 @dataclass(frozen=True)
@@ -110,14 +122,8 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain figures; None for what was not computed or is not finite."""
-        plain = {name: finite_or_none(value) for name, value in vars(self).items()}
-        plain["parameters"] = [
-            {name: finite_or_none(value) for name, value in asdict(p).items()}
-            for p in self.parameters
-        ]
-        estimate = self.log_q_on_reference
-        plain["log_q_on_reference"] = None if estimate is None else estimate.to_dict()
-        return plain
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
 
 def log_size(ratio: float) -> float:
@@ -143,12 +149,9 @@ def rows(x: Tensor, name: str, features: int | None = None) -> Tensor:
 
 def compare_draws(
     draws: Tensor,
-    reference: Tensor,
+    reference: Tensor | Reference,
     names: Sequence[str] | None = None,
     *,
-    means: Tensor | None = None,
-    sds: Tensor | None = None,
-    count: int | None = None,
     log_q_draws: Tensor | None = None,
     log_q_reference: Tensor | None = None,
     seed: int = 0,
@@ -157,33 +160,33 @@ def compare_draws(
 ) -> Comparison:
     """Compare independent draws ``(n, d)`` of q with reference draws ``(m, d)`` of the target.
 
-    ``means``, ``sds`` ``(d,)`` and ``count``: moments known from more draws than are at hand.
-    ``log_q_draws`` ``(n,)`` and ``log_q_reference`` ``(m,)``: log q at both sets, for coverage. The
-    test uses ``most`` draws of each set, chosen by ``seed``; time grows with the square of their
-    number. Resampled draws repeat themselves, which breaks the permutations: give independent ones.
+    ``names``: of the columns of a tensor. ``log_q_draws`` ``(n,)`` and ``log_q_reference``
+    ``(m,)``: log q at both sets, for coverage. The test uses ``most`` draws of each set, chosen by
+    ``seed``; time grows with the square of their number. Resampled draws repeat themselves, which
+    breaks the permutations: give independent ones.
     Raises: ValueError for wrong shapes, non-finite draws or a constant reference.
     """
-    x, y = rows(draws, "draws"), rows(reference, "reference", draws.shape[-1])
-    names = [f"x[{i + 1}]" for i in range(x.shape[1])] if names is None else list(names)
-    if len(names) != x.shape[1]:
-        raise ValueError(f"compare_draws: {len(names)} names for {x.shape[1]} columns")
-    mean_q, mean_q_se, sd_q, sd_q_se = moments(x)
-    mean, mean_se, sd, sd_se = moments(y)
+    x = rows(draws, "draws")
+    if isinstance(reference, Tensor):
+        y = rows(reference, "reference", x.shape[1])
+        columns = tuple(names or (f"x[{i + 1}]" for i in range(x.shape[1])))
+        reference = Reference(columns, y, y.mean(0), y.std(0), len(y))
+    y, mean, sd = reference.draws, reference.means, reference.sds
+    if len(reference.names) != x.shape[1]:
+        raise ValueError(f"compare_draws: {len(reference.names)} names for {x.shape[1]} columns")
     if not (sd > 0).all():
         raise ValueError("compare_draws: a column of reference is constant")
-    shrink = math.sqrt(len(y) / count) if count else 1.0  # more draws than are at hand
-    mean, mean_se = (mean, mean_se) if means is None else (means.to(mean), mean_se * shrink)
-    sd, sd_se = (sd, sd_se) if sds is None else (sds.to(sd), sd_se * shrink)
+    mean_q, mean_q_se, sd_q, sd_q_se = moments(x)
+    shrink = math.sqrt(len(y) / reference.count)  # their moments may be of more draws
+    mean_se, sd_se = (shrink * moments(y)[k] for k in (1, 3))
     ratio = sd_q / sd
-    columns = (
-        (mean_q - mean) / sd,
-        torch.hypot(mean_q_se, mean_se) / sd,
-        ratio,
-        torch.hypot(sd_q_se / sd, ratio * sd_se / sd),
-    )
+    errors = torch.stack([
+        (mean_q - mean) / sd, torch.hypot(mean_q_se, mean_se) / sd,
+        ratio, torch.hypot(sd_q_se / sd, ratio * sd_se / sd),
+    ], -1)  # fmt: skip
     parameters = tuple(
-        ParameterError(name, *(float(value) for value in values))
-        for name, *values in zip(names, *columns, strict=True)
+        ParameterError(name, *row)
+        for name, row in zip(reference.names, errors.tolist(), strict=True)
     )
     generator = torch.Generator().manual_seed(seed)
     pooled = torch.cat([chosen(x, most, generator), chosen(y, most, generator)]) / sd
@@ -201,7 +204,7 @@ def compare_draws(
         error = float(log_q.std()) / math.sqrt(len(log_q))
         over_reference = Estimate(float(log_q.mean()), error, len(log_q))
     return Comparison(
-        parameters, len(x), count or len(y), float(mmds[0]), p, scale, permutations, seed,
+        parameters, len(x), reference.count, float(mmds[0]), p, scale, permutations, seed,
         over_reference, uncovered,
     )  # fmt: skip
 

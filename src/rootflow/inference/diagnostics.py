@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .comparison import Comparison, Estimate, finite_or_none
-from .known import KnownTarget, grid
+from ..store import plain
+from .comparison import Comparison, Estimate
+from .target import Box, KnownTarget
 
 __all__ = [
     "GridKL",
@@ -81,15 +82,12 @@ class Smoothed:
 
     def to_dict(self) -> dict[str, Any]:
         """Figures without the weights; None instead of an infinite khat."""
-        return {
-            "khat": finite_or_none(self.khat),
-            "threshold": finite_or_none(self.threshold),
-            "draws": self.draws,
-            "constant_ratios": self.constant,
-            "tail": self.tail,
-            "zero_weights": self.zeros,
+        found: dict[str, Any] = plain({
+            "khat": self.khat, "threshold": self.threshold, "draws": self.draws,
+            "constant_ratios": self.constant, "tail": self.tail, "zero_weights": self.zeros,
             "ess": importance_ess(self.log_weights),
-        }
+        })  # fmt: skip
+        return found
 
 
 def psis(log_ratios: Tensor) -> Smoothed:
@@ -203,6 +201,12 @@ class GridKL:
     target_mass: float
     points: int
     reliable: bool
+
+
+def grid(box: Box, points: int) -> tuple[Tensor, float]:
+    """Nodes ``(points^2, 2)`` of a rectangle rule in float64, and the area of a cell."""
+    lines = [torch.linspace(a, b, points + 1, dtype=torch.float64)[:-1] for a, b in box]
+    return torch.cartesian_prod(*lines), math.prod((b - a) / points for a, b in box)
 
 
 @torch.no_grad()

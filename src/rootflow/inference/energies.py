@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from .known import KnownTarget
+from .target import KnownTarget
 
 __all__ = ["ENERGIES", "mixture"]
 

@@ -24,7 +24,7 @@ from .examine import examine, require_proper
 from .gaussian import cover, fit_gaussian
 from .objectives import Loss, forward_rows, loss
 from .posterior import Posterior
-from .target import Target, TargetError, as_target
+from .target import Target, TargetError
 
 __all__ = ["Trace", "fit"]
 
@@ -233,7 +233,7 @@ def _prepare(
 
 
 def fit(
-    target: Target | Callable[..., Any] | str,
+    target: Target | str,
     flow: str | Flow = "nsf-coupling",
     *,
     config: VIConfig | None = None,
@@ -259,7 +259,8 @@ def fit(
         from .library import target as builtin
 
         target = builtin(target)
-    target = as_target(target)
+    if not isinstance(target, Target):
+        raise TypeError(f"target is {type(target).__name__}; give a Target, or a built-in name")
     if config is not None and settings:
         raise ValueError(f"give {next(iter(settings))} in config, or leave config out")
     config = VIConfig(**settings) if config is None else config

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from .comparison import Reference
 from .energies import ENERGIES
-from .known import KnownTarget, Reference
 from .posteriors import POSTERIORS, posterior_reference
+from .target import KnownTarget
 
 __all__ = ["TARGETS", "KnownTarget", "Reference", "reference", "target"]
 
@@ -38,5 +39,6 @@ def reference(name: str, seed: int = 0) -> Reference:
     if known(name, "reference") in POSTERIORS:
         return posterior_reference(name)
     it = target(name)
-    draws = it.draw(EXACT_DRAWS, torch.Generator().manual_seed(seed))
+    assert it.sampler is not None
+    draws = it.sampler(EXACT_DRAWS, torch.Generator().manual_seed(seed))
     return Reference(it.columns, draws[:KEPT].clone(), draws.mean(0), draws.std(0), EXACT_DRAWS)

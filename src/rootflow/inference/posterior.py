@@ -14,14 +14,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..flow import Flow
-from ..store import FORMAT_VERSION, read_config, write_json
+from ..store import FORMAT_VERSION, plain, read_config, write_json
 from ..zoo import load as load_flow
 from . import diagnostics
-from .comparison import Comparison, Estimate, compare_draws
+from .comparison import Comparison, Estimate, Reference, compare_draws
 from .config import VIConfig
 from .diagnostics import Verdict
-from .known import KnownTarget, Reference
-from .target import Target, TargetError
+from .target import KnownTarget, Target, TargetError
 
 if TYPE_CHECKING:
     from .fit import Trace
@@ -150,18 +149,15 @@ class Posterior:
         """
         own, target = self._own(), self.target
         if isinstance(reference, Tensor):
-            reference = reference.to(own.x)
-            return compare_draws(
-                own.x, reference, target.columns,
-                log_q_draws=own.log_q, log_q_reference=self.log_prob(reference),
-            )  # fmt: skip
-        if not isinstance(target, KnownTarget):
+            draws, there = own.x, reference.to(own.x)
+            reference = there
+        elif isinstance(target, KnownTarget):
+            draws, there = target.quantities(own.x), target.parameters_of(reference.draws)
+        else:
             raise TypeError("reference: give a tensor of draws (n, features) for this target")
         return compare_draws(
-            target.quantities(own.x), reference.draws, reference.names,
-            means=reference.means, sds=reference.sds, count=reference.count,
-            log_q_draws=own.log_q,
-            log_q_reference=self.log_prob(target.parameters_of(reference.draws)),
+            draws, reference, target.columns,
+            log_q_draws=own.log_q, log_q_reference=self.log_prob(there),
         )  # fmt: skip
 
     def verdict(self, against: Tensor | Reference | Comparison | None = None) -> Verdict:
@@ -222,28 +218,26 @@ class Posterior:
 
     def summary(self) -> dict[str, Any]:
         """Every number above, for JSON; None for what is not finite."""
-        smoothed, x = self.smoothed, self.draws
-        elbo, evidence = self.elbo.to_dict(), self.log_evidence.to_dict()
-        weights = smoothed.log_weights.exp()
-        mean, plain_mean, plain_sd = weights @ x, x.mean(0), x.std(0)
-        sd = (weights @ (x - mean).square()).sqrt()
-        found = self.verdict()
-        return {
+        smoothed, x, weights = self.smoothed, self.draws, self.log_weights.exp()
+        mean = weights @ x
+        moments = torch.stack(
+            [x.mean(0), x.std(0), mean, (weights @ (x - mean).square()).sqrt()], -1
+        )
+        words = ("mean", "sd", "weighted_mean", "weighted_sd")
+        found: dict[str, Any] = plain({
             "target": self.target.name,
             "parameters": {
-                name: {
-                    "mean": finite(plain_mean[k]), "sd": finite(plain_sd[k]),
-                    "weighted_mean": finite(mean[k]), "weighted_sd": finite(sd[k]),
-                }
-                for k, name in enumerate(self.target.columns)
+                name: dict(zip(words, row, strict=True))
+                for name, row in zip(self.target.columns, moments.tolist(), strict=True)
             },
-            "elbo": elbo["value"], "elbo_se": elbo["se"],
-            "log_evidence": evidence["value"], "log_evidence_se": evidence["se"],
+            "elbo": self.elbo.value, "elbo_se": self.elbo.se,
+            "log_evidence": self.log_evidence.value, "log_evidence_se": self.log_evidence.se,
             **smoothed.to_dict(),
             "undefined_draws": self.undefined,
             "seed": self.seed,
-            "verdict": found.level, "verdict_line": found.line,
-        }  # fmt: skip
+            "verdict": self.verdict().level, "verdict_line": self.verdict().line,
+        })  # fmt: skip
+        return found
 
     def to_arviz(self) -> Any:
         """``draws`` for ArviZ: InferenceData before version 1, a DataTree from it on.
@@ -282,12 +276,6 @@ class _Draws:
     x: Tensor
     log_q: Tensor
     log_p: Tensor
-
-
-def finite(value: Tensor) -> float | None:
-    """A number that JSON can hold."""
-    number = float(value)
-    return number if math.isfinite(number) else None
 
 
 def load(directory: str | Path, target: Target | None = None) -> Posterior:

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from .known import KnownTarget, Reference
+from .comparison import Reference
 from .supports import ordered
+from .target import KnownTarget
 
 __all__ = ["POSTERIORS", "posterior_reference"]
 
@@ -109,7 +110,7 @@ def eight_schools() -> KnownTarget:
     return KnownTarget(
         log_prob, {"t": 8, "mu": (), "tau": ()}, {"tau": constraints.positive},
         name="eight_schools_noncentered", summary="coaching in eight schools, 10 parameters",
-        to_quantities=effects, from_quantities=scores,
+        quantities=effects, parameters_of=scores,
     )  # fmt: skip
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ..errors import RootflowError
 from .supports import Support, layout
 
-__all__ = ["Target", "TargetError"]
+__all__ = ["Box", "KnownTarget", "Target", "TargetError"]
 
 
 class TargetError(RootflowError):
@@ -77,21 +78,16 @@ class Target:
         return f"Target({self.name}: {', '.join(self.columns)})"
 
     def split(self, x: Tensor) -> dict[str, Tensor]:
-        """Rows ``(n, features)`` as a dictionary of tensors ``(n, *shape)``."""
+        """Points ``(..., features)`` as a dictionary of tensors ``(..., *shape)``."""
         pieces = torch.split(x, [p.size for p in self.parameters], -1)
         parts = zip(self.parameters, pieces, strict=True)
-        return {p.name: part.reshape(len(x), *p.shape) for p, part in parts}
+        return {p.name: part.reshape(*x.shape[:-1], *p.shape) for p, part in parts}
 
     def free_columns(self) -> list[str]:
         """A name for each unconstrained coordinate."""
-        names = []
-        for p in self.parameters:
-            own = p.columns()
-            same = p.free_size == p.size
-            names += own if same else [f"{p.name}~{k + 1}" for k in range(p.free_size)]
-        if len(names) == len(self.columns):
-            names = list(self.columns)
-        return names
+        if self.free_features == self.features:
+            return list(self.columns)
+        return [f"{p.name}~{k + 1}" for p in self.parameters for k in range(p.free_size)]
 
     def constrain(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters ``(n, features)`` of unconstrained ``(n, free_features)``, and log-det."""
@@ -164,24 +160,21 @@ class Target:
             gradient = self._run(lambda t: torch.autograd.grad(t, u)[0], total, "differentiating ")
         return value.detach(), gradient
 
+    def _given(self, x: Tensor) -> Any:
+        """What the function gets for points ``(..., features)``."""
+        return self.split(x) if self.by_name else x
+
     def _call(self, x: Tensor) -> Any:
         if self.batched:
-            return self.function(self.split(x) if self.by_name else x)
+            return self.function(self._given(x))
         if not self._loop:
             try:
-                return torch.vmap(lambda row: self.function(self._point(row)))(x)
+                return torch.vmap(lambda row: self.function(self._given(row)))(x)
             except Exception:  # vmap cannot follow it, or the function itself fails: then once more
                 self._loop = True
-        rows = [self.function(self._point(row)) for row in x]
+        rows = [self.function(self._given(row)) for row in x]
         wrong = next((r for r in rows if not isinstance(r, Tensor) or r.numel() != 1), None)
-        if wrong is not None:
-            return wrong
-        return torch.stack([r.reshape(()) for r in rows])
-
-    def _point(self, row: Tensor) -> Any:
-        if not self.by_name:
-            return row
-        return {name: value[0] for name, value in self.split(row[None]).items()}
+        return torch.stack([r.reshape(()) for r in rows]) if wrong is None else wrong
 
     def _run(self, f: Callable[[Tensor], Any], x: Tensor, doing: str = "") -> Any:
         try:
@@ -213,32 +206,31 @@ class Target:
             raise TargetError(f"{self.name}: {_shape_advice(out, x, self.batched)}")
         return out.to(self.dtype)
 
-    def numpy_call(self, f: Callable[[Any], Any], x: Tensor, wanted: str) -> Tensor:
-        """Values ``(n,)`` or gradients ``(n, features)`` of a function of NumPy arrays."""
-        import numpy as np
+    def outside(self, name: str, x: Tensor) -> Tensor:
+        """"log_prob" ``(n,)`` or "gradient" ``(n, features)``, functions of NumPy arrays."""
+        function = {"log_prob": self.function, "gradient": self.supplied_gradient}[name]
+        assert function is not None
+        shape = x.shape[:1] if name == "log_prob" else x.shape
 
-        points: list[Any]
-        parts = self.split(x) if self.by_name else {"x": x}
-        arrays = {k: v.detach().cpu().numpy() for k, v in parts.items()}
-        if self.batched:
-            points = [arrays]
-        else:
-            points = [{k: v[i] for k, v in arrays.items()} for i in range(len(x))]
-        rows = [f(p if self.by_name else p["x"]) for p in points]
-        if wanted == "gradient" and self.by_name:
-            axis = (len(x),) if self.batched else (1,)
-            rows = [
-                np.concatenate([np.reshape(r[p.name], (*axis, -1)) for p in self.parameters], 1)
-                for r in rows
-            ]
-        joined = np.asarray(rows[0] if self.batched else rows, dtype=float)
-        shape = (len(x),) if wanted == "log_prob" else (len(x), self.features)
-        if joined.size != len(x) * (self.features if wanted == "gradient" else 1):
+        def called(points: Tensor) -> Any:
+            given = tree_map(Tensor.numpy, self._given(points.detach().cpu()))
+            found = function(given)
+            if isinstance(found, Mapping):
+                parts = [found[p.name] for p in self.parameters]
+                parts = [np.reshape(part, (*points.shape[:-1], -1)) for part in parts]
+                found = np.concatenate(parts, -1)
+            return np.asarray(found, dtype=float)
+
+        def all_of(x: Tensor) -> Any:
+            return called(x) if self.batched else np.stack([called(row) for row in x])
+
+        found = self._run(all_of, x)
+        if found.size != shape.numel():
             raise TargetError(
-                f"{self.name}: {wanted} returned shape {joined.shape} for {len(x)} rows of "
-                f"{self.features} parameters; return {shape}"
+                f"{self.name}: {name} returned shape {found.shape} for {len(x)} rows of "
+                f"{self.features} parameters; return {tuple(shape)}"
             )
-        return torch.tensor(joined.reshape(shape), dtype=self.dtype, device=x.device)
+        return torch.from_numpy(found.reshape(shape)).to(x)
 
 
 class _Supplied(torch.autograd.Function):
@@ -248,21 +240,12 @@ class _Supplied(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, target: Target) -> Tensor:
         ctx.save_for_backward(x)
         ctx.target = target
-        value: Tensor = target._run(
-            lambda t: target.numpy_call(target.function, t, "log_prob"), x
-        )
-        return value
+        return target.outside("log_prob", x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        target = ctx.target
-        assert target.supplied_gradient is not None
-        inner = target._run(
-            lambda t: target.numpy_call(target.supplied_gradient, t, "gradient"), x
-        )
-        return outer[0][:, None] * inner, None
+        return outer[0][:, None] * ctx.target.outside("gradient", *ctx.saved_tensors), None
 
 
 NO_GRADIENT = (
@@ -283,15 +266,37 @@ def _shape_advice(out: Tensor, x: Tensor, batched: bool) -> str:
     return text
 
 
-def as_target(value: Any, **arguments: Any) -> Target:
-    """A Target as it is; a callable with the arguments that ``Target`` needs.
+Box = tuple[tuple[float, float], tuple[float, float]]
 
-    Raises TypeError for anything else.
+
+class KnownTarget(Target):
+    """A built-in target.
+
+    ``summary``: one line. ``log_normaliser``: log of the integral of exp(log_prob) over the
+    support, in nats; None if unknown. ``box``: bounds in unconstrained space that hold all of a
+    two-dimensional target but less than 1e-8. ``view``: what a picture of it should show, in its
+    own units; the box if nothing else is said. ``sampler(n, generator)``: exact independent draws
+    ``(n, features)``, float64; None if there is no way. ``quantities`` and ``parameters_of``: from
+    parameters ``(n, features)`` to what ``reference(name)`` holds and back, where these differ.
     """
-    if isinstance(value, Target):
-        if arguments:
-            raise TypeError(f"{next(iter(arguments))}: the target says this already")
-        return value
-    if not callable(value) or inspect.isclass(value):
-        raise TypeError(f"target is {type(value).__name__}; give a Target or a log-density")
-    return Target(value, **arguments)
+
+    def __init__(
+        self,
+        log_prob: Callable[[Any], Any],
+        features: Any = None,
+        support: Any = None,
+        names: Any = None,
+        *,
+        name: str,
+        summary: str,
+        log_normaliser: float | None = None,
+        box: Box | None = None,
+        view: Box | None = None,
+        sampler: Callable[[int, torch.Generator], Tensor] | None = None,
+        quantities: Callable[[Tensor], Tensor] = lambda x: x,
+        parameters_of: Callable[[Tensor], Tensor] = lambda x: x,
+    ) -> None:
+        super().__init__(log_prob, features, support, names, name=name)
+        self.summary, self.log_normaliser = summary, log_normaliser
+        self.box, self.view, self.sampler = box, view or box, sampler
+        self.quantities, self.parameters_of = quantities, parameters_of
