@@ -157,6 +157,7 @@ def test_wrong_use(here, tmp_path):
     fails(2, "vi", "banana", "--set", "objective=alpha", says=["objective='alpha'"])
     fails(2, "vi", "banana", "--minutes", "-1", says=["minutes=-1.0 cannot be used"])
     fails(2, "vi", "nowhere_at_all:f", says=["there is no module nowhere_at_all"])
+    fails(2, "vi", "a/density.py:f", says=["give density:f, from the directory of the file"])
     fails(2, "vi", f"{here}:missing", says=["has no missing"])
     fails(2, "vi", f"{here}:number", says=["is int; give a Target or a function"])
     fails(2, "vi", f"{here}:bare", says=["without arguments failed", "attribute features"])

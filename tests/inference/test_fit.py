@@ -400,4 +400,4 @@ def test_placing_asks_for_nothing_where_there_is_nothing_to_place():
     config, trace = VIConfig(steps=1), Trace()
     _place(flow, target, torch.zeros(1, 2), None, config, torch.Generator(), trace, None)
     assert trace.gaussian_elbo is None
-    assert _Fitter(flow, target, config, None, trace).evaluate() is not None
+    assert _Fitter(flow, target, config, None, trace, 0.0).evaluate() is not None

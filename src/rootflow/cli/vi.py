@@ -109,7 +109,10 @@ def find_target(name: str) -> Target:
                 "or give MODULE:NAME"
             )
         return inference.target(name)
-    module_name, _, attribute = name.partition(":")
+    module_name, _, attribute = name.rpartition(":")
+    if module_name.endswith(".py"):
+        module = Path(module_name)
+        raise WrongUse(f"{name}: give {module.stem}:{attribute}, from the directory of the file")
     here = str(Path.cwd())
     added = here not in sys.path
     if added:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..bases import Mixture
-from ..errors import NotConverged, RootflowError
+from ..errors import NotConverged
 from ..flow import Flow
 from ..training.stepper import Stepper
 from ..transforms import ActNorm, Standardise
@@ -77,10 +77,12 @@ class _Fitter(Stepper):
     """State of one fit and what a step does to it."""
 
     def __init__(
-        self, flow: Flow, target: Target, config: VIConfig, rows: Tensor | None, trace: Trace
+        self, flow: Flow, target: Target, config: VIConfig, rows: Tensor | None, trace: Trace,
+        begin: float,
     ) -> None:
         self.flow, self.target, self.config, self.rows = flow, target, config, rows
-        self.trace = trace
+        self.trace, self.begin = trace, begin
+        self.seen: list[float] = []  # objectives since the last record
         start = "path" if config.gradient is None else config.gradient
         self.gradients = start, trace.gradient  # before and after the approach
         learned: list[Tensor] = [p for p in flow.parameters() if p.requires_grad]
@@ -98,12 +100,11 @@ class _Fitter(Stepper):
         anneal = self.trace.anneal
         return min(1.0, LEAST_BETA + progress / anneal) if anneal else 1.0
 
-    def advance(self, along: float, progress: float) -> float:
-        """One optimiser step; what is maximised, NaN if the step was skipped."""
-        trace, c, bound = self.trace, self.config, math.nan
+    def advance(self, along: float, progress: float) -> None:
+        """One optimiser step."""
+        trace, c = self.trace, self.config
 
         def objective() -> Tensor | None:
-            nonlocal bound
             found: Loss | None
             if self.rows is not None:
                 found = forward_rows(self.flow, self.rows, c.draws, self.generator)
@@ -114,15 +115,13 @@ class _Fitter(Stepper):
             trace.bad_draws += c.draws if found is None else found.bad
             if found is None or found.bad > c.draws / 2 or not math.isfinite(found.bound):
                 return None
-            bound = found.bound
+            self.seen.append(found.bound)
             return found.value
 
-        before = self.skipped
         try:
             self.update(along, objective)
         finally:
             trace.steps, trace.skipped = self.step, self.skipped
-        return bound if self.skipped == before else math.nan
 
     def bounds(self, ratios: Tensor) -> Tensor:
         """What the fit raises, of each draw or group of draws, from log ratios ``(draws,)``."""
@@ -177,6 +176,66 @@ class _Fitter(Stepper):
         if gain > error:  # against the last such gain, so that small ones add up
             self.anchor, self.waited = bounds, 0
         return mean, math.sqrt(variance / int(good.sum())), variance
+
+    def run(
+        self, on_record: Callable[[Record], None] | None, should_stop: Callable[[], bool] | None
+    ) -> None:
+        """Steps until the budget is spent, nothing is gained, or ``should_stop`` says so."""
+        config, trace = self.config, self.trace
+        since = time.monotonic()
+        every = None if config.minutes or not config.steps else max(1, config.steps // 40)
+        from_along = from_progress = 0.0
+        end = 1.0  # where the schedule ends, as a share of the budget
+        self.flow.train()
+        self.report(0.0, on_record)
+        while (done := self.progress()) < end:
+            along = from_along + (1 - from_along) * (done - from_progress) / (end - from_progress)
+            self.advance(along, done)
+            now = time.monotonic()
+            if trace.steps % every == 0 if every else now - since > config.validate_seconds:
+                since = now
+                annealed = self.beta(done) < 1
+                if annealed:
+                    self.best_bounds = self.anchor = None  # of another density
+                if self.report(done, on_record) and not annealed:
+                    trace.stopped = "exact"
+                    return
+                if self.waited >= config.patience and end == 1.0:
+                    from_along, from_progress, end = along, done, min(1.0, done * (1 + COOLING))
+                    trace.stopped = "no improvement" if end < 1 else trace.stopped
+            if should_stop is not None and should_stop():
+                trace.stopped = "interrupted"
+                return
+        self.report(1.0, on_record)
+
+    def progress(self) -> float:
+        """Which share of the budget is spent."""
+        c = self.config
+        seconds = time.monotonic() - self.begin
+        by_time = 0.0 if c.minutes is None else seconds / (60 * c.minutes)
+        return max(by_time, 0.0 if c.steps is None else self.trace.steps / c.steps)
+
+    def report(self, done: float, on_record: Callable[[Record], None] | None) -> bool:
+        """Evaluate and record; whether nothing is left to gain."""
+        mean = sum(self.seen) / len(self.seen) if self.seen else None
+        elbo, error, variance = self.evaluate() or (None, None, math.inf)
+        record: Record = {
+            "kind": "elbo", "step": self.trace.steps, "seconds": time.monotonic() - self.begin,
+            "objective": mean, "beta": self.beta(done), "elbo": elbo, "elbo_se": error,
+            "lr": self.optimiser.param_groups[0]["lr"], "skipped": self.trace.skipped,
+            "bad_draws": self.trace.bad_draws,
+        }  # fmt: skip
+        self.seen.clear()
+        self.trace.records.append(record)
+        if on_record is not None:
+            on_record(record)
+        return variance < EXACT
+
+    def finish(self) -> None:
+        """Leave the flow with the best weights, ready for use."""
+        self.put(self.best if self.best_bounds is not None else self.average)
+        self.flow.eval()
+        self.trace.seconds = time.monotonic() - self.begin
 
 
 def _gain(ratios: Tensor, before: Tensor | None) -> tuple[float, float]:
@@ -287,16 +346,15 @@ def fit(
     trace.gaussian_seconds = time.monotonic() - begin
     if rows is not None:
         rows = rows.to(next(ready.parameters()).dtype)
-    fitter = _Fitter(ready, target, config, rows, trace)
+    fitter = _Fitter(ready, target, config, rows, trace, begin)
     posterior = Posterior(target, ready, trace, config)
     try:
-        _loop(fitter, config, trace, begin, on_record, should_stop)
-    except (RootflowError, KeyboardInterrupt) as error:
-        _finish(fitter, trace, begin)
-        if isinstance(error, TargetError):
-            error.posterior = posterior
+        fitter.run(on_record, should_stop)
+    except TargetError as error:
+        error.posterior = posterior
         raise
-    _finish(fitter, trace, begin)
+    finally:
+        fitter.finish()
     return posterior
 
 
@@ -330,69 +388,3 @@ def _place(
         flow.double()  # in float32 such draws would lie on a grid
     first.place(found.mean, found.covariance)
     return poor and config.objective == "elbo"
-
-
-def _finish(fitter: _Fitter, trace: Trace, begin: float) -> None:
-    fitter.put(fitter.best if fitter.best_bounds is not None else fitter.average)
-    fitter.flow.eval()
-    trace.seconds = time.monotonic() - begin
-
-
-def _loop(
-    fitter: _Fitter, config: VIConfig, trace: Trace, begin: float,
-    on_record: Callable[[Record], None] | None, should_stop: Callable[[], bool] | None,
-) -> None:
-    bounds: list[float] = []
-    since = time.monotonic()
-    every = None if config.minutes or not config.steps else max(1, config.steps // 40)
-    from_along = from_progress = 0.0
-    end = 1.0  # where the schedule ends, as a share of the budget
-
-    def progress() -> float:
-        seconds = time.monotonic() - begin
-        by_time = 0.0 if config.minutes is None else seconds / (60 * config.minutes)
-        by_step = 0.0 if config.steps is None else trace.steps / config.steps
-        return max(by_time, by_step)
-
-    def report(done: float) -> bool:
-        """Record and evaluate; whether nothing is left to gain."""
-        mean = sum(bounds) / len(bounds) if bounds else math.nan
-        found = fitter.evaluate()
-        record: Record = {
-            "kind": "elbo", "step": trace.steps, "seconds": time.monotonic() - begin,
-            "objective": mean if math.isfinite(mean) else None, "beta": fitter.beta(done),
-            "elbo": None if found is None else found[0],
-            "elbo_se": None if found is None else found[1],
-            "lr": fitter.optimiser.param_groups[0]["lr"], "skipped": trace.skipped,
-            "bad_draws": trace.bad_draws,
-        }  # fmt: skip
-        bounds.clear()
-        trace.records.append(record)
-        if on_record is not None:
-            on_record(record)
-        return found is not None and found[2] < EXACT
-
-    fitter.flow.train()
-    report(0.0)
-    while (done := progress()) < end:
-        along = from_along + (1 - from_along) * (done - from_progress) / (end - from_progress)
-        bound = fitter.advance(along, done)
-        if math.isfinite(bound):
-            bounds.append(bound)
-        now = time.monotonic()
-        due = trace.steps % every == 0 if every else now - since > config.validate_seconds
-        if due:
-            since = now
-            if fitter.beta(done) < 1:
-                fitter.best_bounds = fitter.anchor = None  # of another density
-            if report(done) and fitter.beta(done) == 1:
-                trace.stopped = "exact"
-                break
-            if fitter.waited >= config.patience and end == 1.0:
-                from_along, from_progress, end = along, done, min(1.0, done * (1 + COOLING))
-                trace.stopped = "no improvement" if end < 1 else trace.stopped
-        if should_stop is not None and should_stop():
-            trace.stopped = "interrupted"
-            break
-    if trace.stopped in ("budget", "no improvement"):
-        report(1.0)

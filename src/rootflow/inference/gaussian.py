@@ -23,7 +23,6 @@ REFINE_STEPS = 30  # of a round
 RATE = 0.3  # of a natural gradient, at first
 ROUNDS = 12
 LITTLE = 0.1  # nats
-EXACT = 1e-4
 VALLEY = 3.0  # nats
 COVER_DRAWS, COVER_ROUNDS = 2048, 8
 WIDE = 3.0  # times the sds: where half of a round's draws go
@@ -95,7 +94,6 @@ def fit_gaussian(
     return _judged(target, both, generator)
 
 
-@torch.no_grad()
 def cover(target: Target, start: Gaussian, generator: torch.Generator) -> Gaussian:
     """The Gaussian with the target's own mean and covariance, which covers all of its mass.
 
@@ -112,9 +110,7 @@ def cover(target: Target, start: Gaussian, generator: torch.Generator) -> Gaussi
         square = z.square().sum(1) / 2
         log_q = torch.logaddexp(-square, -square / WIDE**2 - k * math.log(WIDE))
         u = found.mean + z @ found.factor.T
-        ratios = target.unconstrained_log_prob(u).double() - log_q
-        ratios = torch.where(ratios < math.inf, ratios, -math.inf)  # NaN too
-        weights = ratios.softmax(0).clamp(max=COVER_DRAWS**-0.5)
+        weights = (heights(target, u) - log_q).softmax(0).clamp(max=COVER_DRAWS**-0.5)
         weights = weights / weights.sum()
         mean = weights @ u
         factor, failed = torch.linalg.cholesky_ex((u - mean).T @ (weights[:, None] * (u - mean)))
@@ -125,23 +121,20 @@ def cover(target: Target, start: Gaussian, generator: torch.Generator) -> Gaussi
 
 
 def _round(target: Target, starts: Tensor, z: Tensor) -> Gaussian:
-    """The best of some Gaussians of equal sds, around zero and around the best start."""
-    eye = torch.eye(starts.shape[1]).to(starts)
-    means = torch.stack([starts[0], starts[0], 0 * starts[0], 0 * starts[0]])
-    factors = torch.stack([0.1 * eye, eye, 0.1 * eye, eye])
-    heights = elbo(target, means, factors, z)
-    at = int(heights.argmax())
-    return Gaussian(means[at], factors[at], float(heights[at]))
+    """The best of some Gaussians of equal sds, around the best start and around zero."""
+    means = torch.stack([starts[0], 0 * starts[0]]).repeat(2, 1)
+    sds = torch.tensor([0.1, 0.1, 1.0, 1.0]).to(starts)
+    factors = torch.diag_embed(sds[:, None].expand_as(means))
+    bounds = elbo(target, means, factors, z)
+    at = int(bounds.argmax())
+    return Gaussian(means[at], factors[at], float(bounds[at]))
 
 
 def _judged(target: Target, found: Gaussian, generator: torch.Generator) -> Gaussian:
     """The same Gaussian with its ``share``, over fresh draws."""
     z = torch.randn(JUDGED, len(found.mean), generator=generator, dtype=torch.float64)
     z = z.to(found.mean)
-    with torch.no_grad():
-        value = target.unconstrained_log_prob(found.mean + z @ found.factor.T).double()
-    ratios = value + z.square().sum(1) / 2
-    ratios = torch.where(ratios < math.inf, ratios, -math.inf)  # NaN and +inf count as zero weight
+    ratios = heights(target, found.mean + z @ found.factor.T) + z.square().sum(1) / 2
     if not bool(ratios.isfinite().any()):
         return replace(found, share=0.0)
     return replace(found, share=importance_ess(psis(ratios).log_weights) / len(z))
@@ -171,15 +164,21 @@ def _distinct(target: Target, found: list[Gaussian]) -> list[Gaussian]:
     return kept
 
 
-@torch.no_grad()
 def _apart(target: Target, g: Gaussian, h: Gaussian) -> bool:
     """Whether two means are many sds apart and the density between them is far lower."""
     far = min(torch.linalg.solve(k.factor, g.mean - h.mean).norm() for k in (g, h))
     if far < 3 * math.sqrt(len(g.mean)):
         return False
     way = torch.linspace(0, 1, 17).to(g.mean)[:, None]
-    value = target.unconstrained_log_prob(g.mean + way * (h.mean - g.mean)).double()
+    value = heights(target, g.mean + way * (h.mean - g.mean))
     return bool(value[1:-1].min() < min(value[0], value[-1]) - VALLEY)
+
+
+@torch.no_grad()
+def heights(target: Target, u: Tensor) -> Tensor:
+    """Log-density ``(n,)`` of u ``(n, k)`` in float64; -inf where it is NaN or +inf."""
+    value = target.unconstrained_log_prob(u).double()
+    return torch.where(value < math.inf, value, -math.inf)
 
 
 @torch.no_grad()
@@ -246,10 +245,7 @@ def climb(
         mean[rows], factor[rows], height[rows] = u[better], factors[better], here[better]
         ahead = (factors @ (factors.mT @ gradient[..., None]))[..., 0]
         points = u[:, None] + lengths * ahead[:, None]
-        with torch.no_grad():
-            values = target.unconstrained_log_prob(points.view(-1, u.shape[1])).double()
-        values = torch.where(values < math.inf, values, -math.inf).view(len(u), -1)  # NaN too
-        highest, at = values.max(1)
+        highest, at = heights(target, points.view(-1, u.shape[1])).view(len(u), -1).max(1)
         going = ((gradient * ahead).sum(1) >= 1e-6) & (worse[on] < 10) & (highest > value)
         if late() or not bool(going.any()):
             break
@@ -283,8 +279,6 @@ def refine(
             break
         score, z = score[good], z[good]
         norm = score.norm(dim=1)
-        if float(norm.max()) < EXACT:
-            break
         score = score * (10 * norm.median() / norm.clamp_min(1e-300)).clamp(max=1)[:, None]
         rate = RATE * 0.5 * (1 + math.cos(math.pi * step / REFINE_STEPS))
         bend = score.T @ z / len(z)

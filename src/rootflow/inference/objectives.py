@@ -96,13 +96,9 @@ def _log_variance(
     with torch.no_grad():
         z, usual = _latents(flow, config, generator, True)
         u = flow.inverse(z)[0]
-        height = beta * target.unconstrained_log_prob(u).to(u.device)
-    log_q = flow.log_prob(u)
-    log_ratio = height - log_q.detach()
-    rows = (log_ratio.isfinite() & log_q.detach().isfinite()).nonzero()[:, 0]
+    log_q, log_ratio, rows = _held(flow, target, u, beta)
     if len(rows) < 2:
         return None
-    log_ratio, log_q = log_ratio[rows], log_q[rows]
     far = (log_ratio - log_ratio.median()).abs() > FAR
     near = ~far if shorten else torch.ones_like(far)
     off = log_ratio[near] - log_ratio[near].mean()
@@ -111,6 +107,18 @@ def _log_variance(
         u, _, slope, *_ = _evaluated(flow, target, z[rows[far]], beta, path=True)
         value = value - (u * _shortened(slope).to(u.dtype)).sum() / len(rows)
     return Loss(value, float(log_ratio[rows < usual].mean()), len(z) - len(rows))
+
+
+def _held(
+    flow: Flow, target: Target, u: Tensor, beta: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At draws u held fixed: log q to differentiate, log p~ - log q, and the rows where finite."""
+    with torch.no_grad():
+        height = beta * target.unconstrained_log_prob(u).to(u.device)
+    log_q = flow.log_prob(u)
+    log_ratio = height - log_q.detach()
+    rows = log_ratio.isfinite().nonzero()[:, 0]
+    return log_q[rows], log_ratio[rows], rows
 
 
 def _evaluated(
@@ -161,17 +169,12 @@ def _self_normalised(
     Truncation as in Ionides 2008 (J. Comput. Graph. Statist. 17:295).
     """
     u = flow.sample((config.draws,), generator=generator)
-    log_q = flow.log_prob(u)
-    with torch.no_grad():
-        value = target.unconstrained_log_prob(u).to(u.device)
-    log_ratio = beta * value - log_q.detach()
-    rows = (log_ratio.isfinite() & log_q.detach().isfinite()).nonzero()[:, 0]
+    log_q, log_ratio, rows = _held(flow, target, u, beta)
     if not len(rows):
         return None
-    log_ratio = log_ratio[rows]
     weights = log_ratio.softmax(0).clamp(max=len(rows) ** -0.5)
     weights = (weights / weights.sum()).to(log_q.dtype)
-    return Loss(-(weights * log_q[rows]).sum(), float(log_ratio.mean()), len(u) - len(rows))
+    return Loss(-(weights * log_q).sum(), float(log_ratio.mean()), len(u) - len(rows))
 
 
 def forward_rows(flow: Flow, u: Tensor, draws: int, generator: torch.Generator) -> Loss:

@@ -81,7 +81,7 @@ class Target:
         """Points ``(..., features)`` as a dictionary of tensors ``(..., *shape)``."""
         pieces = torch.split(x, [p.size for p in self.parameters], -1)
         parts = zip(self.parameters, pieces, strict=True)
-        return {p.name: part.reshape(*x.shape[:-1], *p.shape) for p, part in parts}
+        return {p.name: part.reshape((*x.shape[:-1], *p.shape)) for p, part in parts}
 
     def free_columns(self) -> list[str]:
         """A name for each unconstrained coordinate."""
