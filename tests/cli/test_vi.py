@@ -167,8 +167,10 @@ def test_wrong_use(here, tmp_path):
     fails(1, "vi", "broken_module:f", says=["importing broken_module raised ZeroDivisionError"])
 
 
-def test_a_density_that_cannot_be_used(here):
+def test_a_density_that_cannot_be_used_leaves_no_run(here, tmp_path):
     fails(1, "vi", f"{here}:nan", *TINY, "--out", "run", says=["nan: none of 52 points"])
+    fails(2, "vi", "banana", *TINY, "--set", "base=mixture", "--out", "run", says=["no draws with"])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failure_on_the_way_keeps_the_best_state(here, tmp_path):

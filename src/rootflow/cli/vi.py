@@ -76,9 +76,11 @@ def vi(
                 on_record=on_record, should_stop=should_stop,
             )  # fmt: skip
         except ValueError as error:
+            _withdraw(run)
             raise WrongUse(str(error)) from error
         except TargetError as error:
             if error.posterior is None:
+                _withdraw(run)
                 raise
             error.posterior.save(run)
             raise RootflowError(f"{error}; the best state so far is kept in {run}") from error
@@ -96,6 +98,13 @@ def vi(
         _show(result, run)
 
 
+def _withdraw(run: Path) -> None:
+    """Leave nothing of a run that never began, so that the command can be given again."""
+    for path in run.iterdir():
+        path.unlink()
+    run.rmdir()
+
+
 def find_target(name: str) -> Target:
     """The built-in target of that name, or what ``module:attribute`` names. Raises WrongUse.
 
@@ -111,8 +120,8 @@ def find_target(name: str) -> Target:
         return inference.target(name)
     module_name, _, attribute = name.rpartition(":")
     if module_name.endswith(".py"):
-        module = Path(module_name)
-        raise WrongUse(f"{name}: give {module.stem}:{attribute}, from the directory of the file")
+        stem = Path(module_name).stem
+        raise WrongUse(f"{name}: give {stem}:{attribute}, from the directory of the file")
     here = str(Path.cwd())
     added = here not in sys.path
     if added:
