@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 __all__ = ["adjoint", "affine", "bfloat16_gains", "linear", "outer"]
 
-NARROW = 4  # convolutions to so few channels, half in bfloat16, waste most of a vector in torch
+NARROW = 4  # convolutions to so few channels, in bfloat16 to three, waste most of a vector in torch
 THIN = 16  # matrix products with fewer columns run several times faster from the transposed layout
 
 
@@ -48,7 +48,7 @@ def _narrow_outer(u: Tensor, x: Tensor, w: Tensor) -> Tensor:
 
 def _convolve(x: Tensor, w: Tensor, b: Tensor | None = None, transposed: bool = False) -> Tensor:
     few, many = (w.shape[1], w.shape[0]) if transposed else w.shape[:2]
-    if few <= (NARROW if x.element_size() > 2 else NARROW // 2) < many:
+    if few <= NARROW - (x.dtype == torch.bfloat16) < many:
         out = _narrow(x, w.transpose(0, 1).flip(2, 3) if transposed else w)
         return out if b is None else out + b
     if transposed and len(x) == 1:  # torch has a slow path for one image
