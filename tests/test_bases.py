@@ -44,3 +44,17 @@ def test_flows_with_this_base(name, tmp_path):
 def test_unknown_base_lists_the_valid_ones():
     with pytest.raises(ValueError, match="normal, student, mixture"):
         rootflow.flow("monotone", 2, base="cauchy")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda flow: flow.sample(5), ValueError, r"sample_shape=5: give a tuple"),
+        (lambda flow: flow.rsample((2, -1)), ValueError, r"sample_shape=\(2, -1\): give a tuple"),
+        (lambda flow: flow.log_prob([[0.0, 0.0]]), TypeError, "the input is list; give a torch"),
+        (lambda flow: rootflow.flow("maf", "2"), ValueError, "features='2', context=0: give a"),
+    ],
+)
+def test_wrong_calls_of_a_flow_are_named(call, error, message):
+    with torch.random.fork_rng(devices=[]), pytest.raises(error, match=message):
+        call(rootflow.flow("maf", 2, blocks=1, hidden=(4,)))

@@ -68,6 +68,8 @@ class Flow(nn.Module):
             return
         own = next((p.dtype for p in self.parameters()), None)
         for t in given:
+            if t is not None and not isinstance(t, Tensor):
+                raise TypeError(f"the input is {type(t).__name__}; give a torch.Tensor")
             if t is not None and own is not None and t.is_floating_point() and t.dtype != own:
                 raise TypeError(
                     f"the input is {t.dtype}, the flow's weights are {own}; convert the input by "
@@ -106,6 +108,8 @@ class Flow(nn.Module):
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Differentiable draws ``(*sample_shape, *context batch, *event)``, their log-densities."""
+        if isinstance(sample_shape, int) or any(n < 0 for n in sample_shape):
+            raise ValueError(f"sample_shape={sample_shape}: give a tuple of numbers such as (5,)")
         batch = () if context is None else tuple(context.shape[:-1])
         z = self.base.sample((*sample_shape, *batch), generator)  # type: ignore[operator]
         x, log_det = self.inverse(z, context)

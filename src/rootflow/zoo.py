@@ -109,7 +109,7 @@ def _image_blocks(kind: Callable[..., Transform], blocks: int) -> Callable[..., 
     def build(
         shape: tuple[int, int, int],
         *,
-        scales: int = 3,
+        scales: int | None = None,
         blocks: int = blocks,
         hidden: Sequence[int] = (64, 64),
         preactivation: bool = False,
@@ -297,11 +297,12 @@ def flow(
     if shape is not None:
         return _of_images(entry, tuple(shape), context, options)
     assert features is not None
-    if features != int(features) or features < 1 or context < 0:
+    if not hasattr(features, "__index__") or features < 1 or context < 0:
         raise ValueError(
-            f"features={features}, context={context}: "
+            f"features={features!r}, context={context!r}: "
             "give a whole number of at least one feature, no negative context"
         )
+    features = int(features)
     recipe = {"name": name, "features": features, "context": context, "options": dict(options)}
     options.pop("base")
     tails = options.get("tails", "linear")

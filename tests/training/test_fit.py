@@ -213,7 +213,12 @@ def test_conditional_fits_learn_the_context():
         ({"validation": torch.full((4, 2), math.inf)}, rootflow.DataError, "validation: row 0"),
         ({"config": FitConfig()}, ValueError, "config has no budget; give minutes or steps"),
         ({"sample_weight": torch.ones(9)}, ValueError, "sample_weight has shape"),
+        ({"sample_weight": -torch.ones(10)}, ValueError, "sample_weight must hold"),
+        ({"sample_weight": torch.zeros(10)}, ValueError, "sample_weight must hold"),
         ({"context": torch.ones(10, 1)}, ValueError, "takes no context"),
+        ({"train": data(10).numpy()}, TypeError, "train is ndarray; give a torch.Tensor"),
+        ({"train": data(10) * torch.tensor([1.0, 0.0])}, rootflow.DataError, "column 1 holds one"),
+        ({"config": {"steps": 2}}, TypeError, "config is dict; give a rootflow.FitConfig"),
         ({"train": torch.zeros(0, 2)}, rootflow.DataError, "train has no rows"),
     ],
 )

@@ -136,3 +136,12 @@ def test_the_published_blocks_have_their_size():
         )
     inside = sum(p.numel() for n, p in flow.named_parameters() if "nets" in n and p.dim() > 1)
     assert inside == pytest.approx(5.48e6, rel=0.005)
+
+
+@pytest.mark.parametrize(("name", "scales"), [("glow", 1), ("residual", 2)])
+def test_scales_that_are_not_given_are_those_that_fit(name, scales):
+    """Sides of six pixels, which can be halved once; Glow halves them before its first scale."""
+    options = {"shape": (1, 6, 6), "blocks": 1, "hidden": (4,)}
+    with torch.random.fork_rng():
+        flows = [rootflow.flow(name, **options, **more) for more in ({}, {"scales": scales})]
+    assert str(flows[0].transform) == str(flows[1].transform)

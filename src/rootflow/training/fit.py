@@ -109,6 +109,16 @@ def _check(x: Tensor, name: str, flow: Flow, pixels: Pixels | None) -> None:
         )
 
 
+def _check_spread(x: Tensor, gaps: Tensor | None) -> None:
+    same = x.amin(0) == x.amax(0)
+    if gaps is not None:
+        same &= gaps.to(x.device) == 0
+    if bool(same.any()):
+        raise DataError(
+            f"train: column {int(same.nonzero()[0])} holds one value; there is no density over it"
+        )
+
+
 class _Trainer(Stepper):
     """State of one fit and what a step does to it."""
 
@@ -240,6 +250,8 @@ def fit(
     memory cannot hold a batch of, RootflowError if training diverges.
     """
     config = FitConfig(minutes=5) if config is None else config
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config is {type(config).__name__}; give a rootflow.FitConfig")
     if config.minutes is None and config.steps is None:
         raise ValueError("config has no budget; give minutes or steps")
     if config.flip and len(flow.event) != 3:
@@ -247,11 +259,20 @@ def fit(
     extra = (context, sample_weight, gaps, pixels)
     if isinstance(train, Tensor):
         _check(train, "train", flow, pixels)
+        if len(flow.event) == 1:
+            _check_spread(train, gaps)
+    elif not hasattr(train, "moments"):
+        raise TypeError(f"train is {type(train).__name__}; give a torch.Tensor or a Feed")
     elif any(one is not None for one in extra):
         raise ValueError("train is a Feed: context, sample_weight, gaps and pixels cannot be given")
     for name, given in (("context", context), ("sample_weight", sample_weight)):
         if given is not None and len(given) != len(train):
             raise ValueError(f"{name} has shape {tuple(given.shape)}; train has {len(train)} rows")
+    for name, given in (("sample_weight", sample_weight), ("validation_weight", validation_weight)):
+        if given is None:
+            continue
+        if bool((given < 0).any()) or not 0 < float(given.sum()) < math.inf:
+            raise ValueError(f"{name} must hold finite numbers from zero on, not all of them zero")
     if validation is not None:
         _check(validation, "validation", flow, pixels)
         validation = validation[: config.validation_rows]

@@ -82,7 +82,7 @@ class ImageCoupling(Transform):
 def glow_images(
     shape: tuple[int, int, int],
     *,
-    scales: int = 2,
+    scales: int | None = None,
     blocks: int = 8,
     hidden: Sequence[int] = (128, 128),
     activation: str = "relu",
@@ -91,16 +91,14 @@ def glow_images(
     """Squeeze, ``blocks`` steps of ActNorm, permuted LU map, affine coupling; all ``scales`` times.
 
     Kingma and Dhariwal 2018 (arXiv:1807.03039), figure 2. The halves of a coupling alternate, and
-    the permutation is drawn for every second step. Raises ValueError for odd sides.
+    the permutation is drawn for every second step. Two scales unless sides are odd before. Raises
+    ValueError for odd sides.
     """
     if blocks < 1:
         raise ValueError(f"blocks={blocks} must be at least 1")
     c, h, w = shape
-    if scales < 1 or h % 2 or w % 2:
-        raise ValueError(
-            f"scales={scales}, {h} x {w}: glow squeezes once for each scale, at least once, "
-            "and needs even sides for it"
-        )
+    if h % 2 or w % 2:
+        raise ValueError(f"{h} x {w}: glow squeezes before the first scale; it needs even sides")
 
     def level(shape: tuple[int, int, int]) -> list[Transform]:
         chain: list[Transform] = []
@@ -111,4 +109,4 @@ def glow_images(
         return [*chain, ActNorm(shape)]
 
     squeezed = 4 * c, h // 2, w // 2
-    return [Squeezed(Compose(multiscale(squeezed, scales, level, factor_out)))]
+    return [Squeezed(Compose(multiscale(squeezed, scales, level, factor_out, most=2)))]

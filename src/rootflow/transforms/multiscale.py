@@ -75,24 +75,28 @@ class FirstChannels(_Wrapper):
 
 
 def multiscale(
-    shape: tuple[int, int, int], scales: int, level: Level, factor_out: bool
+    shape: tuple[int, int, int],
+    scales: int | None,
+    level: Level,
+    factor_out: bool,
+    most: int = 3,
 ) -> list[Transform]:
     """The maps ``level(shape)``, then squeezed once those of the next scale, and so on.
 
     ``factor_out``: half of the channels are latent after each squeeze; the others go on. The latent
     keeps the shape of the data, each of its values in the place of the pixels it came from. Source:
-    Dinh et al. 2017, section 3.6. Raises ValueError for sides that cannot be halved so often.
+    Dinh et al. 2017, section 3.6. ``scales`` None: ``most``, or fewer where sides are odd. Raises
+    ValueError for sides that cannot be halved so often.
     """
     c, h, w = shape
-    if scales < 1:
-        raise ValueError(f"scales={scales} must be at least 1")
-    if scales > 1 and (h % 2 ** (scales - 1) or w % 2 ** (scales - 1)):
-        most = 1
-        while not (h % 2**most or w % 2**most):
-            most += 1
+    halvings = 0
+    while not (h % 2 ** (halvings + 1) or w % 2 ** (halvings + 1)):
+        halvings += 1
+    scales = min(most, halvings + 1) if scales is None else scales
+    if not 1 <= scales <= halvings + 1:
         raise ValueError(
-            f"scales={scales}: the sides of {h} x {w} can be halved {most - 1} times; "
-            f"give at most scales={most}"
+            f"scales={scales}: the sides of {h} x {w} can be halved {halvings} times; "
+            f"give 1 to {halvings + 1}"
         )
     chain = level(shape)
     if scales > 1:
