@@ -10,11 +10,11 @@ from torch.distributions import constraints
 
 import rootflow
 from inference.helpers import COVARIANCE, LOG_Z, MEAN, TINY, bent, gaussian, gaussian_target
-from rootflow.inference import Target, TargetError, VIConfig, fit, reference
+from rootflow.inference import Target, TargetError, Trace, VIConfig, fit, reference
 from rootflow.inference import target as builtin
 from rootflow.inference.amortised import importance_bound
 from rootflow.inference.examine import examine
-from rootflow.inference.fit import Trace, _Fitter, _place, _prepare
+from rootflow.inference.fit import _Fitter, _place, _prepare
 from rootflow.inference.gaussian import Gaussian, cover, fit_gaussian
 from rootflow.inference.objectives import loss
 from rootflow.transforms import ActNorm, Compose, Standardise

@@ -2,9 +2,9 @@
 
 from .amortised import AmortisedPosterior
 from .comparison import Comparison, compare_draws
-from .config import VIConfig
+from .config import Trace, VIConfig
 from .diagnostics import Smoothed, Verdict, grid_kl, importance_ess, psis, verdict
-from .fit import Trace, fit
+from .fit import fit
 from .library import TARGETS, reference, target
 from .posterior import Posterior, load
 from .stan import from_bridgestan

@@ -26,7 +26,7 @@ def to_arviz(posterior: Posterior) -> Any:
         raise ModuleNotFoundError(
             "to_arviz needs ArviZ; install it with: pip install 'rootflow[arviz]'"
         ) from None
-    target, own = posterior.target, posterior._own()
+    target, own = posterior.target, posterior._own
     named = dict(zip(target.columns, own.x.T, strict=True))
     groups = {
         "posterior": target.split(own.x) if target.by_name else named,

@@ -1,12 +1,15 @@
-"""The settings of a variational fit."""
+"""What a variational fit is told, and what it reports."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["VIConfig"]
+__all__ = ["Record", "Trace", "VIConfig"]
+
+Record = dict[str, Any]
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -16,8 +19,9 @@ Count = Annotated[int, Field(gt=0)]
 class VIConfig(BaseModel):
     """How to fit a flow to a target; every field can be given as ``--set name=value``.
 
-    ``objective``: "elbo" (reverse KL), "iw" (the importance-weighted bound of ``particles`` draws)
-    or "forward-kl" (with reference draws if given, else self-normalised importance weights).
+    ``objective``: "elbo" (reverse KL), "iw" (the importance-weighted bound of ``particles`` draws,
+    by which its best weights are chosen too) or "forward-kl" (with reference draws if given, else
+    self-normalised importance weights).
     ``gradient``: "path" leaves out the score term, whose mean is zero; for "iw" it is the doubly
     reparameterised one; "log-variance" is that of half the variance of log p - log q, for "elbo"
     only; "plain" is the derivative of the estimate itself. By default "path"; for up to four
@@ -57,3 +61,34 @@ class VIConfig(BaseModel):
                 f"gradient='log-variance' is for objective='elbo', not {self.objective!r}"
             )
         return self
+
+
+@dataclass
+class Trace:
+    """What happened: ``records`` as they were reported, and how the fit ended.
+
+    ``stopped`` is "budget", "no improvement", "exact" or "interrupted". ``skipped``: steps without
+    a finite gradient; ``bad_draws`` of ``draws``: points left out of steps. ``gaussian_elbo``: of
+    the Gaussian that the flow started from, in nats; ``gaussian_share``: effective sample size of
+    its importance weights as a share; ``gaussian_modes``: how many modes it spans. ``anneal``: the
+    share of the budget that was annealed; ``gradient``: which one it took.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    steps: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    draws: int = 0
+    bad_draws: int = 0
+    best_step: int = 0
+    gaussian_elbo: float | None = None
+    gaussian_share: float | None = None
+    gaussian_modes: int = 0
+    anneal: float = 0.0
+    gradient: str = "path"
+    gaussian_seconds: float = 0.0
+    stopped: str = "budget"
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the records."""
+        return {k: v for k, v in asdict(self).items() if k != "records"}

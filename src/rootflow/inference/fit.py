@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,16 +18,15 @@ from ..training.stepper import Stepper
 from ..transforms import ActNorm, Standardise
 from ..zoo import flow as build_flow
 from .amortised import importance_bound
-from .config import VIConfig
+from .config import Record, Trace, VIConfig
 from .examine import examine, require_proper
 from .gaussian import cover, fit_gaussian
+from .library import target as builtin
 from .objectives import Loss, forward_rows, loss
 from .posterior import Posterior
 from .target import Target, TargetError
 
-__all__ = ["Trace", "fit"]
-
-Record = dict[str, Any]
+__all__ = ["fit"]
 
 LEAST_BETA = 0.01
 POOR, POOR_COVER = 0.4, 0.5  # of a Gaussian's draws left by importance weights: below, anneal
@@ -40,37 +38,6 @@ COOLING = 0.25  # of the time so far: what the learning rate gets to fall to zer
 EXACT = 1e-6  # variance of log p - log q below which nothing is left to gain
 RUNAWAY = 1e4  # spread of q, in that of the Gaussian it started from, beyond which it diverges
 COARSE = 1e4  # mean in standard deviations beyond which float32 is too coarse
-
-
-@dataclass
-class Trace:
-    """What happened: ``records`` as they were reported, and how the fit ended.
-
-    ``stopped`` is "budget", "no improvement", "exact" or "interrupted". ``skipped``: steps without
-    a finite gradient; ``bad_draws`` of ``draws``: points left out of steps. ``gaussian_elbo``: of
-    the Gaussian that the flow started from, in nats; ``gaussian_share``: effective sample size of
-    its importance weights as a share; ``gaussian_modes``: how many modes it spans. ``anneal``: the
-    share of the budget that was annealed; ``gradient``: which one it took.
-    """
-
-    records: list[Record] = field(default_factory=list)
-    steps: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    draws: int = 0
-    bad_draws: int = 0
-    best_step: int = 0
-    gaussian_elbo: float | None = None
-    gaussian_share: float | None = None
-    gaussian_modes: int = 0
-    anneal: float = 0.0
-    gradient: str = "path"
-    gaussian_seconds: float = 0.0
-    stopped: str = "budget"
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the records."""
-        return {k: v for k, v in asdict(self).items() if k != "records"}
 
 
 class _Fitter(Stepper):
@@ -315,8 +282,6 @@ def fit(
     its attribute ``posterior``. ValueError for wrong settings.
     """
     if isinstance(target, str):
-        from .library import target as builtin
-
         target = builtin(target)
     if not isinstance(target, Target):
         raise TypeError(f"target is {type(target).__name__}; give a Target, or a built-in name")

@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import json
 import math
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,11 @@ from ..store import FORMAT_VERSION, plain, read_config, write_json
 from ..zoo import load as load_flow
 from . import diagnostics
 from .comparison import Comparison, Estimate, Reference, compare_draws
-from .config import VIConfig
+from .config import Trace, VIConfig
 from .diagnostics import Verdict
+from .library import TARGETS
+from .library import target as builtin
 from .target import KnownTarget, Target, TargetError
-
-if TYPE_CHECKING:
-    from .fit import Trace
 
 __all__ = ["Posterior", "load"]
 
@@ -53,8 +53,6 @@ class Posterior:
         self.config = VIConfig() if config is None else config
         self.size = draws
         self.seed = self.config.seed + 1_000_003 if seed is None else seed
-        self._evaluated: _Draws | None = None
-        self._undefined = 0
 
     def __repr__(self) -> str:
         return f"Posterior({self.target.name}; {', '.join(self.target.columns)})"
@@ -76,20 +74,18 @@ class Posterior:
     def _generator(self, seed: int) -> torch.Generator:
         return torch.Generator(next(self.flow.parameters()).device).manual_seed(seed)
 
+    @cached_property
     def _own(self) -> _Draws:
-        """The draws behind the diagnostics that have a log-density; others are counted."""
-        if self._evaluated is None:
-            found = self._draw(self.size, self._generator(self.seed))
-            ratios = found.log_p - found.log_q
-            rows = (~ratios.isnan() & (ratios != math.inf)).nonzero()[:, 0]
-            self._undefined = self.size - len(rows)
-            if self._undefined > self.size / 10:
-                raise TargetError(
-                    f"{self.target.name}: {self._undefined} of {self.size} draws of q have no "
-                    "log-density (NaN or +inf); nothing can be said about the fit"
-                )
-            self._evaluated = _Draws(found.x[rows], found.log_q[rows], found.log_p[rows])
-        return self._evaluated
+        """The draws behind the diagnostics that have a log-density."""
+        found = self._draw(self.size, self._generator(self.seed))
+        ratios = found.log_p - found.log_q
+        rows = (~ratios.isnan() & (ratios != math.inf)).nonzero()[:, 0]
+        if (missing := self.size - len(rows)) > self.size / 10:
+            raise TargetError(
+                f"{self.target.name}: {missing} of {self.size} draws of q have no log-density "
+                "(NaN or +inf); nothing can be said about the fit"
+            )
+        return _Draws(found.x[rows], found.log_q[rows], found.log_p[rows])
 
     @property
     def draws(self) -> Tensor:
@@ -98,19 +94,17 @@ class Posterior:
         Raises TargetError if a tenth of them has no log-density; fewer are left out and counted in
         ``undefined``.
         """
-        return self._own().x
+        return self._own.x
 
     @property
     def log_ratios(self) -> Tensor:
         """Log p~ - log q ``(S,)`` in nats at ``draws``."""
-        own = self._own()
-        return own.log_p - own.log_q
+        return self._own.log_p - self._own.log_q
 
     @property
     def undefined(self) -> int:
         """How many draws were left out because their log-density was NaN or +inf."""
-        self._own()
-        return self._undefined
+        return self.size - len(self._own.x)
 
     @property
     def smoothed(self) -> diagnostics.Smoothed:
@@ -147,7 +141,7 @@ class Posterior:
 
         For a built-in target give ``reference(name)`` of this package.
         """
-        own, target = self._own(), self.target
+        own, target = self._own, self.target
         if isinstance(reference, Tensor):
             draws, there = own.x, reference.to(own.x)
             reference = there
@@ -283,10 +277,6 @@ def load(directory: str | Path, target: Target | None = None) -> Posterior:
 
     Raises CheckpointError for a missing, damaged or foreign directory or another target.
     """
-    from .fit import Trace
-    from .library import TARGETS
-    from .library import target as builtin
-
     config = read_config(Path(directory))
     about = config.get("inference")
     if not isinstance(about, dict):
