@@ -38,7 +38,7 @@ def rootflow_spline(raw: Raw) -> Spline:
     spline = Ours(BINS, BOUND, "linear")
     widths, heights, slopes = raw
     theta = torch.cat([widths.T, heights.T, slopes.T])
-    knots = spline._knots(theta[: 2 * BINS].view(2, BINS, -1), True)[0]
+    knots = spline._knots(theta[: 2 * BINS].view(2, BINS, -1))[0]
 
     def run(x: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return spline.inverse(x, theta) if inverse else spline.forward(x, theta)

@@ -54,6 +54,7 @@ def build(case, seed=0, spread=0.4, dtype=torch.float64):
     features, univariate, options = CASES[case]
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
+        torch.manual_seed(seed)
         transform = AutoregressiveTransform(features, univariate, **options).to(dtype)
     with torch.no_grad():
         for p in transform.parameters():

@@ -30,7 +30,7 @@ def draw(spline, n, std, seed=0, dtype=torch.float64, reach=1.2):
 def edges(spline, theta, inverse):
     """For each column of theta the knots, the float above and below each, and far points."""
     raw = theta[: 2 * spline.bins].view(2, spline.bins, -1)
-    knots = spline._knots(raw, lean=True)[0][int(inverse)]
+    knots = spline._knots(raw)[0][int(inverse)]
     far = torch.tensor([math.inf, -math.inf, 3e38, -3e38, 0.0, 1e-45], dtype=theta.dtype)
     beside = [torch.nextafter(knots, torch.full_like(knots, e)) for e in (math.inf, -math.inf)]
     return torch.cat([knots, *beside, far[:, None].expand(-1, knots.shape[1])])
@@ -42,6 +42,14 @@ def distance(spline, a, b):
     if spline.tails != "circular":
         return gap
     return torch.minimum(gap, (2 * spline.interval - gap).abs())
+
+
+def _close(spline, found, wanted):
+    """Equal to rounding, which slopes and their inverses enlarge."""
+    (out, log_slope), (image, log_other) = found, wanted
+    reach = torch.finfo(out.dtype).eps * (1 + log_slope.abs().exp())
+    assert (distance(spline, out, image) <= 100 * reach * spline.interval).all()
+    assert ((log_slope - log_other).abs() <= 3e4 * reach).all()
 
 
 @every_tails
@@ -142,7 +150,7 @@ def test_log_slope_is_that_of_autograd(tails, seed, bins, interval, std):
         out, log_slope = call(x, theta)
         (slope,) = torch.autograd.grad(out.sum(), x)
         torch.testing.assert_close(log_slope.exp(), slope, rtol=1e-9, atol=0)
-        out, log_slope, _ = spline._evaluate(x, theta, call == spline.inverse, lean=False)
+        out, log_slope = spline.plain(x, theta, call == spline.inverse)
         (slope,) = torch.autograd.grad(out.sum(), x)
         torch.testing.assert_close(log_slope.exp(), slope, rtol=1e-9, atol=0)
 
@@ -153,13 +161,10 @@ def test_log_slope_is_that_of_autograd(tails, seed, bins, interval, std):
 def test_few_points_take_a_shorter_way_to_the_same(tails, dtype, std):
     spline = Spline(8, 3.0, tails)
     x, theta = draw(spline, FEW, std, 0, dtype)
-    eps = torch.finfo(dtype).eps
     for inverse, call in enumerate((spline.forward, spline.inverse)):
         out, log_slope = call(x, theta)
-        wanted, wanted_slope, _ = spline._evaluate(x, theta, bool(inverse), lean=True)
-        reach = eps * (1 + log_slope.abs().exp())
-        assert (distance(spline, out, wanted) <= 100 * reach).all()
-        assert ((log_slope - wanted_slope).abs() <= 3e4 * reach).all()
+        wanted, wanted_slope, _ = spline.run(x, theta, bool(inverse))
+        _close(spline, (out, log_slope), (wanted, wanted_slope))
 
 
 @every_tails
@@ -172,12 +177,11 @@ def test_hand_written_and_plain_formulas_agree(tails, dtype, seed, bins, interva
     upstream = tuple(torch.randn(2, 200, generator=generator, dtype=dtype))
     tolerance = 1e-9 if dtype == torch.float64 else 2e-2
     for inverse, call in enumerate((spline.forward, spline.inverse)):
-        lean = spline._evaluate(x, theta, bool(inverse), lean=True)[:2]
+        lean = spline.run(x, theta, bool(inverse))[:2]
         inputs = (x.clone().requires_grad_(), theta.clone().requires_grad_())
-        hand, plain = call(*inputs), spline._evaluate(*inputs, bool(inverse), lean=False)[:2]
-        for a, b, c in zip(lean, hand, plain, strict=True):
-            assert torch.equal(a, b)
-            assert torch.equal(a, c)
+        hand, plain = call(*inputs), spline.plain(*inputs, bool(inverse))
+        assert all(torch.equal(a, b) for a, b in zip(lean, hand, strict=True))
+        _close(spline, plain, lean)
         found = torch.autograd.grad(hand, inputs, upstream)
         wanted = torch.autograd.grad(plain, inputs, upstream)
         for a, b in zip(found, wanted, strict=True):

@@ -19,7 +19,7 @@ from ..solvers.result import Problem
 from .base import Inverse, Transform
 from .conditioned import Conditioned
 from .masked import Masked
-from .mixing import check_mixing, mixing
+from .mixing import check_mixing, stacked
 from .spline import Spline
 from .univariate import Affine, Univariate, again
 
@@ -238,7 +238,6 @@ def _reverse(
         for k, step in enumerate(steps):
             totals[k][: step.p].addmm_(step.done.mT, pre[k][step.a : step.b])
     grad_context = None if context is None else totals[0][: net.context]
-    pre = [*totals[1:], theta_bar.transpose(0, 1)]
     return contraction * torch.cat(v[::-1]), grad_context, net.values_gradient(inputs, pre)
 
 
@@ -252,18 +251,13 @@ def recipe(
     inverted: bool = False,
     **options: Any,
 ) -> list[Transform]:
-    """``blocks`` autoregressive maps, before each and after the last what ``mixing`` puts there.
+    """``blocks`` autoregressive maps with what ``mixing`` puts between them."""
 
-    Raises ValueError for less than one block.
-    """
-    if blocks < 1:
-        raise ValueError(f"blocks={blocks} must be at least 1")
-    chain: list[Transform] = []
-    for _ in range(blocks):
-        chain += mixing(features, actnorm, linear)
+    def layer() -> Transform:
         block = AutoregressiveTransform(features, univariate, context, **options)
-        chain.append(Inverse(block) if inverted else block)
-    return [*chain, *mixing(features, actnorm, linear)]
+        return Inverse(block) if inverted else block
+
+    return stacked(layer, features, blocks, actnorm, linear)
 
 
 def _affine(inverted: bool) -> Callable[..., list[Transform]]:

@@ -19,7 +19,8 @@ __all__ = ["ACTIVATIONS", "Network", "Piece", "check_hidden", "dense", "found_in
 
 aten = torch.ops.aten
 STEP = 4096  # about as many weights pay for another product
-STEPS = 4  # products of a layer at most
+STEPS = 8  # products of a layer at most
+LANES = 8  # a product with a multiple of so many columns is up to twice as fast
 
 
 class Activation(NamedTuple):
@@ -80,10 +81,7 @@ def start(weight: Tensor, fan_in: int) -> Tensor:
 
 
 class Block(NamedTuple):
-    """Units ``a:b`` of a hidden layer and the prefix ``:p`` of the layer below that they may see.
-
-    In the last layer the outputs of dimensions ``a:b``, ordered as (size, dimension).
-    """
+    """Units ``a:b`` of a layer; the prefix ``:p`` of the layer below holds all that they see."""
 
     a: int
     b: int
@@ -101,7 +99,7 @@ class Network(nn.Module):
     it sees is a prefix, so that dense products shrink to a staircase of blocks. With ``residual`` a
     hidden layer adds to what the activation before it was given (equal widths; after He et al.
     2016, arXiv:1603.05027). The last layer starts at zero weights, so theta starts at ``initial``
-    ``(size,)`` everywhere.
+    ``(size,)`` everywhere; in memory the ``size`` rows of one dimension are neighbours.
 
     All weights and biases lie in one vector, layer by layer and block by block: one product masks
     them, and small networks spend most of a training step on what is done once for each parameter.
@@ -115,22 +113,22 @@ class Network(nn.Module):
         super().__init__()
         found_in(activation)
         self.named, self.residual = activation, residual
-        self.widths, self.size = [len(m) for m in layers], len(initial)
-        hidden = tuple(self.widths[1:-1])
+        self.size, hidden = len(initial), tuple(len(m) for m in layers[1:-1])
         if residual and len(set(hidden)) > 1:
             raise ValueError(f"hidden={hidden!r}: residual layers need equal widths")
-        self.blocks: list[list[Block]] = []
+        ends = initial.repeat(len(layers[-1]))
+        layers = [*layers[:-1], layers[-1].repeat_interleave(self.size)]
+        self.widths = [len(m) for m in layers]
+        self.blocks = [_blocks(m_in, m_out) for m_in, m_out in pairwise(layers)]
         values, masks = [], []
         for k, (m_in, m_out) in enumerate(pairwise(layers)):
-            copies = self.size if k == len(hidden) else 1
-            self.blocks.append(_blocks(m_in, m_out, copies))
             for a, b, p in self.blocks[k]:
-                visible = (m_in[:p] <= m_out[a:b, None]).to(initial.dtype).repeat(copies, 1)
+                visible = (m_in[:p] <= m_out[a:b, None]).to(initial.dtype)
                 fan_in = visible.sum(1, keepdim=True).clamp_min(1).sqrt()
                 bias = start(torch.empty_like(fan_in), 1) / fan_in
                 weight = start(torch.empty_like(visible), 1) / fan_in
                 if k == len(hidden):
-                    bias, weight = initial.repeat_interleave(b - a)[:, None], weight * 0
+                    bias, weight = ends[a:b, None], weight * 0
                 values += [bias, weight]
                 masks += [torch.ones_like(bias), visible]
         self.shapes = [(len(v), v.shape[1]) for v in values]
@@ -158,17 +156,20 @@ class Network(nn.Module):
         """Whether layer k adds to what the activation before it was given."""
         return self.residual and 0 < k < len(self.blocks) - 1
 
+    def theta(self, y: Tensor) -> Tensor:
+        """The last layer's units ``(driven * size, n)`` as theta ``(size, driven, n)``."""
+        return y.view(len(y) // self.size, self.size, y.shape[1]).transpose(0, 1)
+
     def forward(self, h: Tensor, values: Tensor | None = None) -> Tensor:
         """Theta ``(size, driven, n)`` by torch's own operations, for any derivative."""
-        parts, values = [h], self.values if values is None else values
+        y, values = h, self.values if values is None else values
         for k, layer in enumerate(self.pieces(self.masked(values))):
-            if k:
-                y = torch.cat(parts) if len(parts) > 1 else parts[0]
-                h = h + y if self.adds(k - 1) else y
-            inputs = self.activation.plain(h) if k else h
+            inputs, previous = self.activation.plain(y) if k else h, y
             steps = zip(self.blocks[k], layer, strict=True)
             parts = [torch.addmm(bias, w, inputs[: at.p]) for at, (bias, w) in steps]
-        return torch.cat([y.view(self.size, len(y) // self.size, y.shape[1]) for y in parts], 1)
+            y = torch.cat(parts) if len(parts) > 1 else parts[0]
+            y = previous + y if self.adds(k) else y
+        return self.theta(y)
 
     def run(
         self, h: Tensor, layers: Sequence[Sequence[Piece]]
@@ -183,27 +184,16 @@ class Network(nn.Module):
             h = self.activation.plain(y) if fresh else self.activation.inplace(y)
             kept.append(h if self.activation.from_result else y)
             inputs.append(h)
-        return inputs, kept, self._outputs(layers[-1], h)
+        return inputs, kept, self.theta(self._product(len(layers) - 1, layers[-1], h))
 
     def _product(self, k: int, layer: Sequence[Piece], h: Tensor) -> Tensor:
-        """Hidden layer k, each block reading the prefix it may see."""
+        """Layer k, each block reading the prefix it may see."""
         if len(layer) == 1:
             return torch.addmm(*layer[0], h[: self.blocks[k][0].p])
         y = h.new_empty(self.widths[k + 1], h.shape[1])
         for (a, b, p), (bias, w) in zip(self.blocks[k], layer, strict=True):
             torch.addmm(bias, w, h[:p], out=y[a:b])
         return y
-
-    def _outputs(self, layer: Sequence[Piece], h: Tensor) -> Tensor:
-        """The last layer, contiguous in the shape of theta."""
-        size, driven, n = self.size, self.widths[-1], h.shape[1]
-        if len(layer) == 1:
-            return torch.addmm(*layer[0], h[: self.blocks[-1][0].p]).view(size, driven, n)
-        theta = h.new_empty(size, driven, n)
-        for (a, b, p), (bias, w) in zip(self.blocks[-1], layer, strict=True):
-            bias, w = bias.view(size, b - a, 1), w.view(size, b - a, p)
-            torch.baddbmm(bias, w, h[:p].expand(size, p, n), out=theta[:, a:b])
-        return theta
 
     def backward(
         self,
@@ -218,39 +208,31 @@ class Network(nn.Module):
         Each layer's gradient is used up before the next is made, which then finds its memory free
         and in the cache.
         """
-        total, pulled = torch.empty_like(self.values), None
-        rows = self.rows(len(layers) - 1, g)
+        total, below = torch.empty_like(self.values), None
+        g = g.transpose(0, 1).reshape(self.widths[-1], g.shape[2])
         for k, own in reversed(list(enumerate(self.pieces(total)))):
             if needed[1]:
-                self._layer_gradient(k, own, inputs[k], rows)
-            if k:
-                below = self.activation.backward(self._pull(k, layers[k], rows), kept[k - 1])
+                self._layer_gradient(k, own, inputs[k], g)
+            below = self._pull(k, layers[k], g) if k or needed[0] else None
+            if k and below is not None:
+                below = self.activation.backward(below, kept[k - 1])
                 g = below.add_(g) if self.adds(k) else below
-                rows = self.rows(k - 1, g)
-            elif needed[0]:
-                pulled = self._pull(0, layers[0], rows)
-        return pulled, self._masked(total) if needed[1] else None
+        return below, self._masked(total) if needed[1] else None
 
     def _masked(self, gradient: Tensor) -> Tensor:
         return gradient if self.mask is None else gradient.mul_(self.mask)
 
-    def rows(self, k: int, g: Tensor) -> list[Tensor]:
-        """Of layer k's gradient ``(units, n)``, or theta's, the rows of each block."""
-        if k < len(self.blocks) - 1:
-            return [g[a:b] for a, b, _ in self.blocks[k]]
-        return [g[:, a:b].flatten(0, 1) for a, b, _ in self.blocks[k]]
-
-    def _pull(self, k: int, layer: Sequence[Piece], rows: Sequence[Tensor]) -> Tensor:
+    def _pull(self, k: int, layer: Sequence[Piece], g: Tensor) -> Tensor:
         """Gradient of layer k's input from that of its pre-activations."""
-        below, blocks = None, zip(self.blocks[k], layer, rows, strict=True)
-        for at, (_, w), g in reversed(list(blocks)):  # the widest first
+        below, blocks = None, zip(self.blocks[k], layer, strict=True)
+        for (a, b, p), (_, w) in reversed(list(blocks)):  # the widest first
             if below is not None:
-                below[: at.p].addmm_(w.mT, g)
-            elif at.p == self.widths[k]:
-                below = w.mT @ g
+                below[:p].addmm_(w.mT, g[a:b])
+            elif p == self.widths[k]:
+                below = w.mT @ g[a:b]
             else:
                 below = g.new_zeros(self.widths[k], g.shape[1])
-                torch.mm(w.mT, g, out=below[: at.p])
+                torch.mm(w.mT, g[a:b], out=below[:p])
         assert below is not None
         return below
 
@@ -259,27 +241,26 @@ class Network(nn.Module):
         total = torch.empty_like(self.values)
         layers = zip(self.pieces(total), inputs, gradients, strict=True)
         for k, (layer, h, g) in enumerate(layers):
-            self._layer_gradient(k, layer, h, self.rows(k, g))
+            self._layer_gradient(k, layer, h, g)
         return self._masked(total)
 
-    def _layer_gradient(
-        self, k: int, layer: Sequence[Piece], h: Tensor, rows: Sequence[Tensor]
-    ) -> None:
+    def _layer_gradient(self, k: int, layer: Sequence[Piece], h: Tensor, g: Tensor) -> None:
         """Write the gradients of layer k's biases and matrices into ``layer``."""
-        for at, (bias, w), g in zip(self.blocks[k], layer, rows, strict=True):
-            torch.sum(g, 1, keepdim=True, out=bias)
-            torch.mm(g, h[: at.p].mT, out=w)
+        for (a, b, p), (bias, w) in zip(self.blocks[k], layer, strict=True):
+            torch.sum(g[a:b], 1, keepdim=True, out=bias)
+            torch.mm(g[a:b], h[:p].mT, out=w)
 
 
-def _blocks(m_in: Tensor, m_out: Tensor, copies: int) -> list[Block]:
+def _blocks(m_in: Tensor, m_out: Tensor) -> list[Block]:
     """Up to STEPS blocks of about equal height, cut where units begin to see more."""
     seen = torch.searchsorted(m_in, m_out, right=True).tolist()  # of each unit
     count = len(seen)
-    steps = min(max(round(len(m_in) * count * copies / STEP), 1), STEPS)
+    steps = min(max(round(len(m_in) * count / STEP), 1), STEPS)
     starts = [i for i in range(1, count) if seen[i] > seen[i - 1]]
     wanted = [count * j / steps for j in range(1, steps)]
     cuts = {min(starts, key=lambda i: abs(i - at)) for at in wanted} if starts else set()
-    return [Block(a, b, seen[b - 1]) for a, b in pairwise([0, *sorted(cuts), count])]
+    wide = [min(-(-k // LANES) * LANES, len(m_in)) for k in seen]
+    return [Block(a, b, wide[b - 1]) for a, b in pairwise([0, *sorted(cuts), count])]
 
 
 def dense(

@@ -14,7 +14,7 @@ from .base import Transform
 from .conditioned import Conditioned
 from .conditioners import dense
 from .linear import LULinear, Scale
-from .mixing import check_mixing, mixing
+from .mixing import alternating, check_mixing, mixing
 from .spline import Spline
 from .univariate import Affine, Shift, Univariate
 
@@ -80,12 +80,11 @@ def _chain(
     **net: Any,
 ) -> list[Transform]:
     """Couplings of alternating halves, before the k-th (and at the end) what ``between(k)`` is."""
-    if blocks < 1:
-        raise ValueError(f"blocks={blocks} must be at least 1")
-    chain: list[Transform] = []
-    for k in range(blocks):
-        chain += [*between(k), Coupling(features, univariate, context, flip=k % 2 == 1, **net)]
-    return [*chain, *between(blocks)]
+
+    def layer(k: int) -> Transform:
+        return Coupling(features, univariate, context, flip=k % 2 == 1, **net)
+
+    return alternating(layer, between, blocks)
 
 
 def _mixed(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .conditioners import Network, Piece, check_hidden
 
@@ -62,24 +63,12 @@ class Masked(Network):
         self.seen = [torch.searchsorted(m, below, right=True).tolist() for m in layers]
 
     def dense(self, pieces: Sequence[Sequence[Piece]]) -> tuple[list[Tensor], list[Tensor]]:
-        """Whole biases ``(units, 1)`` and matrices ``(units, visible below)`` of all layers.
-
-        The outputs of one dimension are neighbours here: ``(features * size, ...)``.
-        """
+        """Whole biases ``(units, 1)`` and matrices ``(units, visible below)`` of all layers."""
         biases, matrices = [], []
-        for k, (blocks, layer) in enumerate(zip(self.blocks, pieces, strict=True)):
-            copies, p = self.size if k == len(pieces) - 1 else 1, blocks[-1].p
-            if copies > 1:
-                layer = [(_regrouped(bias, copies), _regrouped(w, copies)) for bias, w in layer]
-            if len(layer) == 1:
-                bias, whole = layer[0]
-            else:
-                bias = torch.cat([own for own, _ in layer])
-                whole = bias.new_zeros(len(bias), p)
-                for at, (_, w) in zip(blocks, layer, strict=True):
-                    whole[at.a * copies : at.b * copies, : at.p] = w
-            biases.append(bias)
-            matrices.append(whole)
+        for blocks, layer in zip(self.blocks, pieces, strict=True):
+            biases.append(torch.cat([bias for bias, _ in layer]))
+            whole = [F.pad(w, (0, blocks[-1].p - w.shape[1])) for _, w in layer]
+            matrices.append(torch.cat(whole))
         return biases, matrices
 
     def embed(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -94,7 +83,3 @@ class Masked(Network):
         cosine, sine = h[self.context :].view(self.features, 2, -1).unbind(1)
         return torch.stack([-sine, cosine], 1) * (math.pi / (self.circle or 1))
 
-
-def _regrouped(rows: Tensor, copies: int) -> Tensor:
-    """Rows ordered as (copy, dimension) in the order (dimension, copy)."""
-    return rows.view(copies, len(rows) // copies, rows.shape[1]).transpose(0, 1).reshape(rows.shape)

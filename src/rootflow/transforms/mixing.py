@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from .actnorm import ActNorm
 from .base import Transform, event_of
 from .linear import LULinear
 
-__all__ = ["MIXINGS", "Permute", "Reverse", "check_mixing", "mixing"]
+__all__ = ["MIXINGS", "Permute", "Reverse", "alternating", "check_mixing", "mixing", "stacked"]
 
 
 class Reverse(Transform):
@@ -77,3 +77,25 @@ def check_mixing(tails: str, actnorm: bool, linear: str | None) -> str | None:
             "use actnorm=False and linear='permute', 'reverse' or None"
         )
     return linear
+
+
+def alternating(
+    layer: Callable[[int], Transform], between: Callable[[int], list[Transform]], blocks: int
+) -> list[Transform]:
+    """Layers 0 to ``blocks - 1``, before the k-th and at the end what ``between(k)`` makes.
+
+    Raises ValueError for less than one block.
+    """
+    if blocks < 1:
+        raise ValueError(f"blocks={blocks} must be at least 1")
+    chain: list[Transform] = []
+    for k in range(blocks):
+        chain += [*between(k), layer(k)]
+    return [*chain, *between(blocks)]
+
+
+def stacked(
+    layer: Callable[[], Transform], features: int, blocks: int, actnorm: bool, linear: str | None
+) -> list[Transform]:
+    """``blocks`` layers, before each and after the last what ``mixing`` puts there."""
+    return alternating(lambda _: layer(), lambda _: mixing(features, actnorm, linear), blocks)

@@ -8,7 +8,7 @@ grows or falls only as fast as t or 1 / t: no exponential overflows, none reache
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..solvers import Solution, find_increasing
-from .base import Transform
 from .conditioners import dense
-from .mixing import mixing
+from .mixing import stacked
 
 __all__ = [
     "Numbers", "drawn", "error_bound", "gained", "log_slope", "precise", "root", "solve", "stacked",
@@ -172,18 +171,3 @@ def gained(t: Tensor) -> tuple[Tensor, Tensor]:
 def drawn(*shape: int) -> Tensor:
     """Directions of length about one: normal with variance 1 / shape[0]."""
     return torch.randn(*shape) / math.sqrt(shape[0])
-
-
-def stacked(
-    layer: Callable[[], Transform], features: int, blocks: int, actnorm: bool, linear: str | None
-) -> list[Transform]:
-    """``blocks`` layers, before each and after the last what ``mixing`` puts there.
-
-    Raises ValueError for less than one block.
-    """
-    if blocks < 1:
-        raise ValueError(f"blocks={blocks} must be at least 1")
-    chain: list[Transform] = []
-    for _ in range(blocks):
-        chain += [*mixing(features, actnorm, linear), layer()]
-    return [*chain, *mixing(features, actnorm, linear)]

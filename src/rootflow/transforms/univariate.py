@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Affine", "ByHand", "Shift", "Univariate", "Written", "again", "recorded", "traced"]
+__all__ = [
+    "Affine", "ByHand", "Shift", "Univariate", "Written", "again", "recorded", "room", "traced",
+]  # fmt: skip
 
 Kept = tuple[Tensor, ...]
 
@@ -73,6 +75,12 @@ def _gradients(
     pairs = [(y, g) for y, g in zip(results, gradients, strict=True) if y.requires_grad]
     ys, gs = [y for y, _ in pairs], [g for _, g in pairs]
     return torch.autograd.grad(ys, wanted, gs, materialize_grads=True, **how)
+
+
+def room(like: Tensor, size: int) -> Tensor:
+    """Memory for theta ``(size, *s)`` of x ``s``; rows of one dimension lie as a network's do."""
+    *first, last = like.shape or (1,)
+    return like.new_empty(*first, size, last).movedim(-2, 0).view(size, *like.shape)
 
 
 class Univariate:
@@ -176,7 +184,7 @@ class Affine(Written):
         self, kept: Kept, inverse: bool, g_out: Tensor, g_log: Tensor, needs: Sequence[bool] = ()
     ) -> tuple[Tensor, ...]:
         point, bent, slope = kept
-        g_x, g_theta = g_out * slope, point.new_empty(2, *point.shape)
+        g_x, g_theta = g_out * slope, room(point, 2)
         g_s, g_t = g_theta.unbind(0)
         if inverse:
             torch.addcmul(g_log, g_out, point, out=g_s).neg_()
