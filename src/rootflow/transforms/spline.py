@@ -154,7 +154,7 @@ class Spline(Written):
             torch.index_select(column[count:], 0, place, out=span[axis])
             torch.index_select(raw[axis * count :], 0, place, out=slopes[axis])
         span.sub_(start)
-        F.softplus(slopes.add_(SHIFT), threshold=40.0, out=slopes).add_(LEAST).clamp_(max=STEEPEST)
+        slopes = F.softplus(slopes.add_(SHIFT), threshold=40.0).add_(LEAST).clamp_(max=STEEPEST)
         out, log_slope, *rest = _rational(y, start, span, slopes, inverse)
         out.clamp_(-edge, edge)
         if turn is not None and not inverse:
@@ -173,7 +173,7 @@ class Spline(Written):
 
     def _raw(self, theta: Tensor) -> Tensor:
         """Raw widths and heights ``(2, bins, *s)``."""
-        return theta[: 2 * self.bins].unflatten(0, (2, self.bins))
+        return theta[: 2 * self.bins].view(2, self.bins, *theta.shape[1:])
 
     def _turn(self, theta: Tensor) -> Tensor | None:
         """The rotation of a circle."""
@@ -275,7 +275,7 @@ def _gradient(
     if inverse:
         b = b.neg_()
         torch.addcmul(g_in, b, bend, out=a).div_(slope).neg_()
-        g_x = -a
+        g_x: Tensor = -a
     else:
         g_x = torch.addcmul(b * bend, a, slope)
         torch.neg(g_x, out=g_low)
