@@ -52,7 +52,7 @@ class ContinuousTransform(Transform):
         hidden: Sequence[int] = (64, 64),
         *,
         solver: str = "rk4",
-        steps: int = 6,
+        steps: int = 4,
         tol: float = 1e-5,
     ) -> None:
         super().__init__((features,), context)
@@ -162,7 +162,7 @@ def ffjord(
     blocks: int = 2,
     hidden: Sequence[int] = (64, 64),
     solver: str = "rk4",
-    steps: int = 6,
+    steps: int = 4,
     tol: float = 1e-5,
     actnorm: bool = True,
     linear: str | None = "lu",

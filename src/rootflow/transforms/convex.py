@@ -61,7 +61,7 @@ class ConvexPotential(Transform):
         self,
         features: int,
         context: int = 0,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] = (64,),
         *,
         logdet: str = "auto",
     ) -> None:
@@ -327,7 +327,7 @@ def cpflow(
     context: int = 0,
     *,
     blocks: int = 4,
-    hidden: Sequence[int] = (64, 64),
+    hidden: Sequence[int] = (64,),
     actnorm: bool = True,
     linear: str | None = "lu",
     logdet: str = "auto",
