@@ -159,7 +159,7 @@ class Bench:
         total = sum(bursts.values())
         rounds = round(self.limit / total) if total else 0
         order = list(bursts)
-        for k in range(min(max(rounds, ROUNDS[0]), ROUNDS[1])):
+        for k in range(min(max(rounds, ROUNDS[0]), ROUNDS[1]) if order else 0):
             for side in order[k % len(order) :] + order[: k % len(order)]:
                 if "note" in result[side]:
                     continue
