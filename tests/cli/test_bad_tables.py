@@ -79,7 +79,10 @@ def test_repeated_column(tmp_path):
 
 
 def test_a_column_far_from_zero_gets_a_warning(tmp_path):
-    path = write_csv(tmp_path / "t.csv", GOOD + np.array([1e9, 0]))
+    path = write_csv(tmp_path / "t.csv", GOOD + np.array([1e7, 0]))
     result = succeeds("fit", path, *TINY, "--out", tmp_path / "run", "--as-is")
     assert "warning: column a varies little" in result.stderr
     assert "column b" not in result.stderr
+    path = write_csv(tmp_path / "t.csv", GOOD + np.array([1e10, 0]))  # one value in float32
+    says = ["column 0 holds one value in torch.float32"]
+    fails(1, "fit", path, *TINY, "--out", tmp_path / "far", "--as-is", says=says)

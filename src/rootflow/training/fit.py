@@ -115,7 +115,8 @@ def _check_spread(x: Tensor, gaps: Tensor | None) -> None:
         same &= gaps.to(x.device) == 0
     if bool(same.any()):
         raise DataError(
-            f"train: column {int(same.nonzero()[0])} holds one value; there is no density over it"
+            f"train: column {int(same.nonzero()[0])} holds one value in {x.dtype}; "
+            "there is no density over it"
         )
 
 
