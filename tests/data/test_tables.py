@@ -202,6 +202,7 @@ def test_any_float_survives_a_csv(tmp_path_factory, numbers):
         ("a,b\n1,2\n\n3,4,5\n", r"line 4: 3 cells, but the header has 2"),
         ("a,b\n1,2\n3\n", r"line 3: 1 cells, but the header has 2"),
         (b"a,b\n1,2\n3,\xe9\n", r"line 3, byte 3: 0xe9 is not UTF-8; save .* encoding UTF-8"),
+        (b"a,b\n1,2\n3,\xe9,4\n", r"line 3: 3 cells, but the header has 2"),
         (b"a,\xe9\n1,2\n", r"line 1, byte 3: 0xe9 is not UTF-8"),
         ("a\n9007199254740993\n", r"line 2, column a: 9007199254740993 is an integer beyond 2"),
         ("a\n0.5\n123456789012345678901\n", r"line 3, column a: .* is an integer beyond 2\*\*53"),

@@ -298,27 +298,23 @@ def _text_batches(
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    ragged: list[Any] = []
-
-    def stop(row: Any) -> str:
-        ragged.append(row)
-        return "error"
-
     try:
         yield from (batch.columns for batch in arrow_csv.open_csv(
             path,
             arrow_csv.ReadOptions(
                 use_threads=False, block_size=2**22, skip_rows=header_line, column_names=names),
-            arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=stop),
+            arrow_csv.ParseOptions(delimiter=delimiter),
             arrow_csv.ConvertOptions(
                 column_types={name: pa.string() for name in names}, null_values=[""],
                 strings_can_be_null=True, include_columns=[names[j] for j in wanted]),
         ))
     except pa.ArrowInvalid as error:
-        if ragged:
-            where = row_name(ragged[0].number - header_line - 1)
-            raise DataError(f"{path}, {where}: {ragged[0].actual_columns} cells, but the header "
-                            f"has {ragged[0].expected_columns}") from None
+        # Arrow cannot call an invalid_row_handler for a row that is not UTF-8
+        if ragged := re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error)):
+            row, columns, found = map(int, ragged.groups())
+            where = row_name(row - header_line - 1)
+            raise DataError(
+                f"{path}, {where}: {found} cells, but the header has {columns}") from None
         raise (_not_utf8(path) if "UTF8" in str(error) else error) from None
 
 
