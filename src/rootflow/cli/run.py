@@ -64,7 +64,7 @@ def default_path(data: str, flow: str) -> Path:
     return Path("runs") / f"{stem}-{flow}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def begin(run: Path, plan: Mapping[str, Any]) -> None:
+def begin(run: Path, plan: Mapping[str, Any], resumes: bool = True) -> None:
     """Make the directory of a new run and write its config.json.
 
     Raises RootflowError if the directory holds something already or cannot be written.
@@ -72,7 +72,8 @@ def begin(run: Path, plan: Mapping[str, Any]) -> None:
     try:
         if run.is_dir() and any(run.iterdir()):
             raise RootflowError(
-                f"{run} is not empty; give another --out, or continue this run with --resume"
+                f"{run} is not empty; give another --out"
+                + (", or continue this run with --resume" if resumes else "")
             )
         run.mkdir(parents=True, exist_ok=True)
         write_json(run / "config.json", {"format_version": FORMAT_VERSION, **plan})

@@ -68,7 +68,7 @@ def vi(
     run = out or runs.default_path(target.replace(":", "-"), flow)
     words = ["vi", target, "--flow", flow, "-n", str(n), *["--resample"] * resample]
     words += as_words({**options, **config.model_dump(exclude_defaults=True)})
-    runs.begin(run, runs.plan_of(words, config))
+    runs.begin(run, runs.plan_of(words, config), resumes=False)
     with watching(run, config, quiet) as (on_record, should_stop, signals):
         try:
             posterior = inference.fit(
