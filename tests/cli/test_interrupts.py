@@ -13,7 +13,9 @@ import pytest
 
 from cli.helpers import fails, program, succeeds
 from rootflow import store
-from rootflow.cli.progress import Signals
+from rootflow.cli import progress
+from rootflow.cli.progress import Progress, Signals
+from rootflow.training import FitConfig
 from rootflow.training.checkpoint import read_state
 
 LONG = ("--steps", "240", "--set", "blocks=2", "--set", "hidden=8", "--threads", "1", "--quiet")
@@ -146,3 +148,15 @@ def test_standard_output_on_a_full_disk():
         )
     assert result.returncode == 1
     assert re.fullmatch(r"error: .*No space left.*\n", result.stderr)
+
+def test_progress_follows_the_clock_of_the_fit(monkeypatch):
+    seconds = {"monotonic": 0.0, "process_time": 0.0}
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds["monotonic"])
+    monkeypatch.setattr(progress.time, "process_time", lambda: seconds["process_time"])
+    bars = [Progress(FitConfig(minutes=1, clock=clock), False) for clock in ("wall", "processor")]
+    seconds.update(monotonic=45.0, process_time=15.0)
+    monkeypatch.delenv("CI", raising=False)
+    for bar, done in zip(bars, (0.75, 0.25), strict=True):
+        bar.silent = False
+        bar.tick()
+        assert bar.done == done

@@ -1,12 +1,14 @@
 """Convolutional networks of certified Lipschitz constant, and the image layers they are made of."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from rootflow.lipschitz import ACTIVATIONS, LipschitzConvNet, layers
+from rootflow.lipschitz import ACTIVATIONS, LipschitzConvNet, conv_bound, layers
 
 
 def draw(*shape, seed=0, dtype=torch.float64):
@@ -139,3 +141,18 @@ def test_rounding_bounds_the_error_of_float32(activation):
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         LipschitzConvNet((2, 4, 4), **options)
+
+
+def test_a_network_with_preactivation_is_its_formula():
+    """Weights beyond the bound: all convolutions shrink by one factor, the input by none."""
+    net, x = wild((2, 5, 6), (4, 3), preactivation=True, lipschitz=0.9), draw(3, 2, 5, 6)
+    rates = F.softplus(net.raw_scale)
+    weights = [w if w.dim() == 4 else w[:, :, None, None] for w in net.weights]
+    total = math.prod(float(conv_bound(w.detach(), (5, 6))) for w in weights)
+    assert total > 0.9
+    first, *biases = net.biases
+    h = x + first[:, None, None]
+    for rate, w, b in zip(rates, weights, biases, strict=True):
+        h = h * torch.sigmoid(rate * h) / 1.1  # LipSwish
+        h = F.conv2d(h, w * (0.9 / total) ** (1 / 3), b, padding=w.shape[2] // 2)
+    torch.testing.assert_close(net.images(net.value(net.rows(x), net.prepare())), h)
